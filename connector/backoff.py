@@ -13,3 +13,7 @@ def backoff(failures: int) -> int:
     if failures >= LONGEST_SECONDS.bit_length():
         return LONGEST_SECONDS
     return 1 << max(failures - 1, 0)
+
+
+DELAYS = tuple(backoff(failures) for failures in range(1, 1 + LONGEST_SECONDS.bit_length()))
+"""The waits in seconds after the 1st, 2nd, … failure; the last one holds for all that follow."""

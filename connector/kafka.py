@@ -1,0 +1,288 @@
+"""Kafka through librdkafka; the only place that imports `confluent_kafka`.
+
+The producer is idempotent and never gives a message up for being slow: an outage is not a message's fault. The consumer
+stores an offset only when told to, after the database has the message.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, Final, NamedTuple
+
+import confluent_kafka
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from connector.errors import ConfigurationError
+
+__all__ = [
+    "Admin",
+    "Consumer",
+    "Fate",
+    "Kafka",
+    "KafkaError",
+    "KafkaException",
+    "Message",
+    "Producer",
+    "Publisher",
+    "TopicPartition",
+    "TopicState",
+    "fate_of",
+    "size_of",
+]
+
+Delivery = Callable[[KafkaError | None, Message], None]
+Headers = list[tuple[str, bytes]]
+
+# Below the 100 MB at which a broker drops the connection instead of answering: beyond it no answer would ever come.
+LARGEST_MESSAGE: Final = 64 * 1024 * 1024
+_RECORD_OVERHEAD: Final = 100
+
+_PRODUCER: Final[dict[str, str | int | bool]] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "partitioner": "murmur2_random",  # as the Java client: other producers of a key meet ours in one partition
+    "compression.type": "lz4",
+    "linger.ms": 0,
+    "batch.size": 256 * 1024,
+    "message.max.bytes": LARGEST_MESSAGE,
+    "message.timeout.ms": 0,
+    "queue.buffering.max.messages": 100_000,
+    "queue.buffering.max.kbytes": 2 * LARGEST_MESSAGE // 1024,
+    "topic.metadata.refresh.interval.ms": 10_000,
+    "topic.metadata.propagation.max.ms": 5_000,
+}
+_CONSUMER: Final[dict[str, str | int | bool]] = {
+    "enable.auto.offset.store": False,
+    "enable.auto.commit": True,
+    "auto.commit.interval.ms": 1_000,
+    "auto.offset.reset": "earliest",
+    "partition.assignment.strategy": "cooperative-sticky",
+    "queued.max.messages.kbytes": 16 * 1024,
+    "queued.min.messages": 5_000,
+    "fetch.max.bytes": 16 * 1024 * 1024,
+    "fetch.wait.max.ms": 100,
+}
+_CLIENT: Final[dict[str, str | int | bool]] = {
+    "client.id": "outbox-connector",
+    "socket.keepalive.enable": True,
+    "reconnect.backoff.ms": 100,
+    "reconnect.backoff.max.ms": 2_000,
+    "log_level": 4,
+}
+
+
+class Fate(Enum):
+    """What a failed delivery means for its message."""
+
+    TOO_LARGE = auto()
+    TOPIC_REFUSED = auto()
+    NOT_ITS_FAULT = auto()
+
+
+_TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+_REFUSED: Final = frozenset({
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - librdkafka's local errors have no public name
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.INVALID_RECORD,
+    KafkaError._INVALID_ARG,  # noqa: SLF001
+})
+
+
+def fate_of(error: KafkaError) -> Fate:
+    """Tell what a delivery error means for the message it came for."""
+    if error.code() in _TOO_LARGE:
+        return Fate.TOO_LARGE
+    return Fate.TOPIC_REFUSED if error.code() in _REFUSED else Fate.NOT_ITS_FAULT
+
+
+class Kafka(NamedTuple):
+    """How to reach Kafka: bootstrap servers, and librdkafka options for both sides and for either."""
+
+    bootstrap_servers: str
+    options: Mapping[str, str]
+    producer_options: Mapping[str, str] = {}
+    consumer_options: Mapping[str, str] = {}
+
+    def _configuration(
+        self, *layers: Mapping[str, str | int | bool], log: logging.Logger | None = None
+    ) -> dict[str, Any]:
+        merged: dict[str, Any] = {**_CLIENT, "bootstrap.servers": self.bootstrap_servers}
+        for layer in layers:
+            merged.update(layer)
+        merged["logger"] = log or logging.getLogger("librdkafka")
+        return merged
+
+    def producer(self, **more: str | int) -> Producer:
+        """Make a producer.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        own = {name.replace("_", "."): value for name, value in more.items()}
+        configuration = self._configuration(_PRODUCER, own, self.options, self.producer_options)
+        return _made("CONNECTOR_KAFKA_* or CONNECTOR_PRODUCER_*", Producer, configuration)
+
+    def consumer(self, group_id: str, instance_id: str | None, on_error: Callable[[KafkaError], None]) -> Consumer:
+        """Make a consumer of a group; `instance_id` makes its membership static.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        own: dict[str, str | int | bool] = {"group.id": group_id}
+        if instance_id:
+            own["group.instance.id"] = instance_id
+        configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
+        configuration["error_cb"] = on_error
+        return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
+
+    def admin(self) -> Admin:
+        """Make an admin client.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        return Admin(_made("CONNECTOR_KAFKA_*", AdminClient, self._configuration(self.options)))
+
+
+def _made(variables: str, client: Callable[[dict[str, Any]], Any], configuration: dict[str, Any]) -> Any:  # noqa: ANN401
+    try:
+        return client(configuration)
+    except KafkaException as error:
+        raise ConfigurationError([f"{variables}: librdkafka says: {error.args[0].str()}"]) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError([f"{variables}: librdkafka says: {error}"]) from None
+
+
+class Publisher:
+    """A producer, with what is known of the topics' limits."""
+
+    def __init__(self, kafka: Kafka, topics: Iterable[str]) -> None:
+        """Make the producer, its batches small enough for each of the topics, as far as they can be asked."""
+        self._admin = kafka.admin()
+        self._limits: dict[str, int | None] = {}
+        limits = [limit for topic in topics if (limit := self.limit_of(topic)) is not None]
+        wanted = int(kafka.producer_options.get("batch.size") or kafka.options.get("batch.size") or _PRODUCER["batch.size"])
+        # A broker refuses a whole batch that exceeds its topic's limit, with all of the small messages in it.
+        self.batch_size = max(1, min([wanted, *(limit - _RECORD_OVERHEAD for limit in limits)]))
+        options = {**kafka.producer_options, "batch.size": str(self.batch_size)}
+        self.producer = kafka._replace(producer_options=options).producer()
+        self.produce = self.producer.produce
+        self.poll = self.producer.poll
+
+    def limit_of(self, topic: str, *, again: bool = False) -> int | None:
+        """Return the topic's `max.message.bytes`, or None where the broker does not tell."""
+        if again or topic not in self._limits:
+            limit = self._admin.topic_settings([topic]).get(topic, {}).get("max.message.bytes")
+            self._limits[topic] = None if limit is None else int(limit)
+        return self._limits[topic]
+
+    def refresh(self, topic: str) -> None:
+        """Ask anew whether a topic is there; librdkafka remembers an absent one for a while."""
+        try:
+            self.producer.list_topics(topic, timeout=2)
+        except KafkaException:
+            return
+
+    def flush(self, seconds: float) -> int:
+        """Wait until everything is delivered, at most so long; return how many messages are left."""
+        return self.producer.flush(seconds)
+
+    def abandon(self) -> None:
+        """Throw away what is not delivered. None of it was confirmed, so all of it will be read again."""
+        self.producer.purge(in_queue=True, in_flight=True, blocking=True)
+
+
+def size_of(message: Message) -> int:
+    """Return about how many bytes a message takes on the wire, uncompressed."""
+    headers = message.headers() or []
+    return (
+        len(message.value() or b"")
+        + len(message.key() or b"")
+        + sum(len(name) + len(value or b"") for name, value in headers)
+        + _RECORD_OVERHEAD
+    )
+
+
+class TopicState(NamedTuple):
+    """A topic as the cluster describes it."""
+
+    partitions: int
+    replication: int
+
+
+class Admin:
+    """The few administrative calls: topics, their settings, the group's lag."""
+
+    def __init__(self, client: AdminClient) -> None:
+        """Use an admin client."""
+        self._client = client
+
+    def topics(self, timeout: float = 10) -> dict[str, TopicState]:
+        """Return every topic that this client may see.
+
+        Raises:
+            KafkaException: no broker answered in time.
+        """
+        metadata = self._client.list_topics(timeout=timeout)
+        return {
+            name: TopicState(len(topic.partitions), max((len(p.replicas) for p in topic.partitions.values()), default=0))
+            for name, topic in metadata.topics.items()
+            if topic.error is None
+        }
+
+    def create_topics(self, names: Sequence[str], partitions: int, replication: int, timeout: float = 30) -> list[str]:
+        """Make the topics that are not there; return the names of those made.
+
+        Raises:
+            KafkaException: the cluster refuses one of them.
+        """
+        if not names:
+            return []
+        made = []
+        futures = self._client.create_topics(
+            [NewTopic(name, num_partitions=partitions, replication_factor=replication) for name in names],
+            operation_timeout=timeout,
+            request_timeout=timeout,
+        )
+        for name, future in futures.items():
+            try:
+                future.result()
+                made.append(name)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        return made
+
+    def topic_settings(self, topics: Iterable[str], timeout: float = 5) -> dict[str, dict[str, str]]:
+        """Return the settings of each topic that the cluster tells about; none for those it does not."""
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        settings: dict[str, dict[str, str]] = {}
+        if not resources:
+            return settings
+        for resource, future in self._client.describe_configs(resources, request_timeout=timeout).items():
+            try:
+                settings[resource.name] = {name: entry.value for name, entry in future.result().items()}
+            except KafkaException:
+                continue
+        return settings
+
+    def group_offsets(self, group_id: str, timeout: float = 10) -> dict[tuple[str, int], int]:
+        """Return the committed offset of each partition that the group has committed.
+
+        Raises:
+            KafkaException: the group cannot be asked.
+        """
+        request = confluent_kafka.ConsumerGroupTopicPartitions(group_id)
+        (future,) = self._client.list_consumer_group_offsets([request], request_timeout=timeout).values()
+        return {
+            (entry.topic, entry.partition): entry.offset
+            for entry in future.result().topic_partitions
+            if entry.offset is not None and entry.offset >= 0
+        }

@@ -1,0 +1,149 @@
+"""The outbox vocabulary: statuses, a row on its way, and the envelope that carries it through Kafka."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from connector.errors import EnvelopeError
+
+DEFAULT_MAX_RETRY = 20
+LONGEST_ERROR = 2_000
+
+WAKE_PREFIX = "outbox_connector"
+"""Prefix of the logical decoding messages by which the sink tells the reader that a retry falls due."""
+
+
+class Status(StrEnum):
+    """Where a row stands. `consumed` and `dead` are terminal: no late write changes them."""
+
+    PENDING = "pending"
+    PUBLISHED = "published"
+    CONSUMED = "consumed"
+    DEAD = "dead"
+
+
+class Table(NamedTuple):
+    """A table by its schema and name, neither of them quoted."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        """Return the name as SQL takes it, both parts quoted."""
+        return ".".join('"' + part.replace('"', '""') + '"' for part in self)
+
+
+class Fence(NamedTuple):
+    """What a copy of a row showed when it was read; a late mark writes only where all of it still stands.
+
+    Times are microseconds since 2000-01-01 UTC, as PostgreSQL sends them.
+    """
+
+    outbox_id: int
+    retry_count: int
+    updated_at: int
+    next_retry_at: int | None
+
+
+class Failure(NamedTuple):
+    """One failed attempt at a row; a `final` one leaves the row dead at once. `reason` is a short word for metrics."""
+
+    outbox_id: int
+    attempt: int
+    error: str
+    reason: str
+    final: bool = False
+
+
+class OutboxRow(NamedTuple):
+    """One pending row, as the stream or the table gave it. `payload` is JSON text in UTF-8."""
+
+    fence: Fence
+    biz_type: str
+    topic: str
+    key: bytes
+    payload: bytes
+    headers: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The value of a Kafka message, decoded. `attempt` is the row's `retry_count` when it was published."""
+
+    outbox_id: int
+    biz_type: str
+    attempt: int
+    payload: Any
+
+
+@lru_cache(maxsize=1024)
+def _opening(biz_type: str) -> bytes:
+    return b',"biz_type":' + json.dumps(biz_type, ensure_ascii=False).encode() + b',"attempt":'
+
+
+def encode_envelope(row: OutboxRow) -> bytes:
+    """Return the Kafka value for a row; the payload's own bytes are carried over, never parsed and rebuilt."""
+    fence = row.fence
+    return b'{"outbox_id":%d%b%d,"payload":%b}' % (
+        fence.outbox_id,
+        _opening(row.biz_type),
+        fence.retry_count,
+        row.payload,
+    )
+
+
+def decode_envelope(value: bytes | None) -> Envelope:
+    """Decode a Kafka value.
+
+    Fields it does not know are ignored; a value without `attempt` is attempt 0.
+
+    Raises:
+        EnvelopeError: the value is no JSON object with a positive integer `outbox_id`, or its other
+            fields are not of their types.
+    """
+    if value is None:
+        raise EnvelopeError("the value is empty (a tombstone)")
+    try:
+        document = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise EnvelopeError(f"the value is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise EnvelopeError(f"the value is a JSON {type(document).__name__}, not an object")
+    outbox_id = document.get("outbox_id")
+    if type(outbox_id) is not int or not 0 < outbox_id < 1 << 63:
+        raise EnvelopeError("the value has no positive integer `outbox_id`")
+    biz_type = document.get("biz_type")
+    if not isinstance(biz_type, str):
+        raise EnvelopeError("`biz_type` is not a string")
+    attempt = document.get("attempt", 0)
+    if type(attempt) is not int or not 0 <= attempt < 1 << 31:
+        raise EnvelopeError("`attempt` is not a non-negative integer")
+    return Envelope(outbox_id, biz_type, attempt, document.get("payload"))
+
+
+def decode_headers(headers: bytes) -> list[tuple[str, bytes]]:
+    """Turn the `headers` column (a JSON object of strings) into Kafka headers.
+
+    A value that is no string is carried as its JSON text, and null as an empty value, so that odd headers never stop
+    a message.
+    """
+    document = json.loads(headers)
+    if not isinstance(document, dict):
+        return []
+    return [(name, _header_value(value)) for name, value in document.items()]
+
+
+def _header_value(value: object) -> bytes:
+    if value is None:
+        return b""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode()
+
+
+def trim_error(text: str) -> str:
+    """Return an error's text as `last_error` can hold it: at most 2,000 characters, storable, nothing cut in half."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}")[:LONGEST_ERROR]

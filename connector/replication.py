@@ -1,0 +1,239 @@
+"""Logical replication over libpq's COPY BOTH mode; the only place that speaks it.
+
+psycopg has no replication API, so the stream is driven through `psycopg.pq`: see "Streaming Replication Protocol" and
+"Functions Associated with the COPY Command" in the PostgreSQL documentation. Nothing here blocks for longer than the
+socket needs to take a status update, and nothing here knows what the bytes mean to the outbox.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Any, NamedTuple, Self
+
+import psycopg
+from psycopg import pq, sql
+
+from connector.errors import ProtocolError
+from connector.lsn import format_lsn, parse_lsn
+from connector.wire.frames import POSTGRES_EPOCH, PrimaryKeepalive, XLogData, decode_frame, encode_standby_status_update
+
+SENDER_TIMEOUT_SECONDS = 12
+"""After so long without a word from us the server ends our session, and with it our leadership."""
+
+FEEDBACK_SECONDS = 3
+"""We send a status update at least this often, whatever else happens."""
+
+_POSTGRES_EPOCH_SECONDS = POSTGRES_EPOCH.timestamp()
+
+
+class StreamEnded(Exception):
+    """The server ended the stream, or the connection broke. `sqlstate` is None where the server said nothing."""
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        """Keep the server's words and its code."""
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class System(NamedTuple):
+    """What IDENTIFY_SYSTEM answers: which cluster this is, and how far its WAL is written."""
+
+    identifier: str
+    wal_position: int
+
+
+class ReplicationConnection:
+    """A walsender session: a few commands, then the stream."""
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Wrap an open connection that was made with `replication=database`."""
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._socket = [connection.pgconn.socket]
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Connect to a walsender.
+
+        Raises:
+            psycopg.OperationalError: the server cannot be reached or refuses (no REPLICATION, no free sender).
+        """
+        connection = psycopg.connect(
+            url,
+            autocommit=True,
+            prepare_threshold=None,
+            replication="database",
+            application_name="outbox-connector reader",
+            connect_timeout=10,
+            keepalives=1,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            client_encoding="UTF8",
+        )
+        try:
+            connection.execute(f"set wal_sender_timeout = '{SENDER_TIMEOUT_SECONDS}s'")
+            connection.execute("set statement_timeout = 0; set idle_session_timeout = '60s'")
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection)
+
+    @property
+    def backend_pid(self) -> int:
+        """The process id of our walsender."""
+        return self._pgconn.backend_pid
+
+    def fileno(self) -> int:
+        """Return the socket to wait on when `read` has nothing."""
+        return self._socket[0]
+
+    def identify(self) -> System:
+        """Ask which cluster this is (IDENTIFY_SYSTEM)."""
+        record = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
+        assert record is not None
+        return System(record[0], parse_lsn(record[2]))
+
+    def in_recovery(self) -> bool:
+        """Tell whether this server is a standby."""
+        record = self._connection.execute("select pg_is_in_recovery()").fetchone()
+        return bool(record and record[0])
+
+    def try_lock(self, slot: str) -> bool:
+        """Try to become the slot's one reader; the lock lasts as long as this session."""
+        statement = sql.SQL("select pg_try_advisory_lock(hashtext('outbox_connector'), hashtext({}))").format(slot)
+        record = self._connection.execute(statement.as_string(self._connection)).fetchone()
+        return bool(record and record[0])
+
+    def ping(self) -> None:
+        """Keep an idle session alive, and learn whether it is.
+
+        Raises:
+            psycopg.OperationalError: it is gone, and its lock with it.
+        """
+        self._connection.execute("select 1")
+
+    def create_slot(self, slot: str) -> tuple[int, str]:
+        """Make a pgoutput slot; return its consistent point and the name of a snapshot that shows just what lies before.
+
+        The snapshot can be imported until the next command on this connection. From PostgreSQL 17 on the slot is made to
+        survive a failover.
+        """
+        failover = ", FAILOVER true" if self._connection.info.server_version >= 170000 else ""
+        statement = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export'" + failover + ")").format(
+            sql.Identifier(slot)
+        )
+        record = self._connection.execute(statement.as_string(self._connection)).fetchone()
+        assert record is not None
+        return parse_lsn(record[1]), record[2]
+
+    def start(self, slot: str, publication: str, lsn: int) -> None:
+        """Start streaming from `lsn`, or from where the slot is confirmed if that is further.
+
+        Raises:
+            StreamEnded: the server refuses; `sqlstate` tells why.
+        """
+        statement = sql.SQL(
+            "START_REPLICATION SLOT {slot} LOGICAL {lsn} (proto_version '1', publication_names {publication},"
+            " binary 'true', messages 'true')"
+        ).format(
+            slot=sql.Identifier(slot),
+            lsn=sql.SQL(format_lsn(lsn)),  # hexadecimal digits and a slash, never a user's text
+            publication=sql.Literal(sql.Identifier(publication).as_string(self._connection)),
+        )
+        result = self._pgconn.exec_(statement.as_bytes(self._connection))
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise _ended(result)
+        self._pgconn.nonblocking = 1
+
+    def read(self) -> XLogData | PrimaryKeepalive | None:
+        """Return the next frame, or None if none has arrived.
+
+        Raises:
+            StreamEnded: the server ended the stream or the connection broke.
+            ProtocolError: the frame is unknown or malformed.
+        """
+        try:
+            size, data = self._pgconn.get_copy_data(1)
+            if size == 0:
+                self._pgconn.consume_input()
+                size, data = self._pgconn.get_copy_data(1)
+        except psycopg.Error as error:
+            raise StreamEnded(f"the replication connection broke: {error}") from error
+        if size > 0:
+            return decode_frame(data)
+        if size == 0:
+            return None
+        # Only the result says why the server closed the stream (a termination, a timeout, a shutdown).
+        result = self._pgconn.get_result()
+        if result is None:
+            raise StreamEnded("the server closed the stream without a reason")
+        raise _ended(result)
+
+    def wait(self, others: list[int], seconds: float) -> None:
+        """Wait until the stream or one of the other descriptors is readable, or the time is over."""
+        select.select([*self._socket, *others], [], [], seconds)
+
+    def confirm(self, written: int, flushed: int) -> None:
+        """Send a standby status update: everything before `flushed` may be forgotten by the server.
+
+        Raises:
+            StreamEnded: the connection broke.
+        """
+        now = round((time.time() - _POSTGRES_EPOCH_SECONDS) * 1_000_000)
+        message = encode_standby_status_update(max(written, flushed), flushed, flushed, now)
+        deadline = time.monotonic() + SENDER_TIMEOUT_SECONDS
+        try:
+            while self._pgconn.put_copy_data(message) == 0:
+                self._drain(deadline)
+            while self._pgconn.flush() == 1:
+                self._drain(deadline)
+        except psycopg.Error as error:
+            raise StreamEnded(f"the replication connection broke: {error}") from error
+
+    def _drain(self, deadline: float) -> None:
+        """Make room to write. The server may itself wait for us to read, so take what it has sent."""
+        if time.monotonic() > deadline:
+            raise StreamEnded(f"the server took no status update for {SENDER_TIMEOUT_SECONDS} s")
+        readable, _, _ = select.select(self._socket, self._socket, [], 1.0)
+        if readable:
+            self._pgconn.consume_input()
+
+    def stop(self, within: float) -> None:
+        """End the stream politely, so that the server has taken the last update before the connection closes.
+
+        What the server still sends is thrown away. Gives up quietly after `within` seconds or when the connection breaks.
+        """
+        deadline = time.monotonic() + within
+        try:
+            self._pgconn.put_copy_end()
+            while self._pgconn.flush() == 1:
+                self._drain(deadline)
+            while True:
+                size, _ = self._pgconn.get_copy_data(1)
+                if size < 0:
+                    break
+                if size == 0:
+                    if time.monotonic() > deadline:
+                        return
+                    select.select(self._socket, [], [], 0.1)
+                    self._pgconn.consume_input()
+            self._pgconn.nonblocking = 0
+            while self._pgconn.get_result() is not None:
+                pass
+        except (psycopg.Error, StreamEnded, ProtocolError):
+            return
+
+    def close(self) -> None:
+        """Close the connection; safe to call again."""
+        self._connection.close()
+
+
+def _ended(result: pq.abc.PGresult) -> StreamEnded:
+    sqlstate = result.error_field(pq.DiagnosticField.SQLSTATE)
+    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
+    return StreamEnded(
+        message.decode("utf-8", "replace").strip() or "the server ended the stream",
+        None if sqlstate is None else sqlstate.decode(),
+    )

@@ -1,0 +1,51 @@
+"""When the reader has to look at the table: for the next due attempt, and for rows that were overlooked.
+
+There is no fixed polling. The agenda sleeps until the earliest due time it was told of, by a hint in the stream, by a
+failure of its own, or by its last look at the table. The sweep is the slow exception, for what no hint announces.
+"""
+
+from __future__ import annotations
+
+import math
+
+SWEEP_SECONDS = 30.0
+"""How often the sweep looks for rows that an operator changed by hand, or whose mark was lost."""
+
+_SHORTEST_WAIT = 0.05
+"""Hints cost nothing to send: however many arrive, the table is looked at no more often than this."""
+
+
+class Agenda:
+    """The next moments at which to look. All times are seconds on one monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        """Start with a look at once: nobody knows what fell due while no reader ran."""
+        self._due = now
+        self._sweep = now + SWEEP_SECONDS
+        self._earliest = now
+
+    def hint(self, now: float, due_in: float) -> None:
+        """Take note that something may fall due in so many seconds."""
+        self._due = min(self._due, now + max(0.0, due_in))
+
+    def looked(self, now: float, next_due_in: float | None) -> None:
+        """Take note of a look at the table, and of what it showed; None when nothing waits."""
+        self._earliest = now + _SHORTEST_WAIT
+        self._due = math.inf if next_due_in is None else now + next_due_in
+
+    def swept(self, now: float) -> None:
+        """Take note of a sweep."""
+        self._sweep = now + SWEEP_SECONDS
+
+    def look_at(self) -> float:
+        """Return when to look for due rows next; infinite when nothing is known to wait."""
+        return max(self._due, self._earliest)
+
+    def sweep_at(self) -> float:
+        """Return when to sweep next."""
+        return self._sweep
+
+
+def due_in_seconds(content: bytes) -> float:
+    """Read a hint. Any role may send one, so whatever else it holds means: look now."""
+    return int(content) / 1000 if len(content) < 12 and content.isdigit() else 0.0

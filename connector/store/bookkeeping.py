@@ -1,0 +1,222 @@
+"""The reader's writes and look-ups: marks, failures, due rows, and how far each slot is confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from connector.backoff import DELAYS
+from connector.lsn import format_lsn, parse_lsn
+from connector.outbox import WAKE_PREFIX, Failure, Fence, OutboxRow, trim_error
+from connector.store.queries import Tables
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+class Settled(NamedTuple):
+    """What became of a failed row: its status now, and the seconds until its next attempt."""
+
+    outbox_id: int
+    dead: bool
+    due_in: float | None
+
+
+class Progress(NamedTuple):
+    """How far a slot is confirmed by our own doing, and whether a catch-up is owed."""
+
+    system_identifier: str
+    confirmed_lsn: int
+    catch_up_owed: bool
+    catch_up_through: int | None
+    catch_up_reason: str | None
+
+
+class SlotState(NamedTuple):
+    """A replication slot as the server shows it. `retained_bytes` is the WAL it pins; null on a standby."""
+
+    active_pid: int | None
+    wal_status: str | None
+    confirmed_lsn: int | None
+    plugin: str | None
+    database: str | None
+    retained_bytes: int | None
+
+
+def settle_failures(connection: Connection, tables: Tables, failures: Sequence[Failure]) -> list[Settled]:
+    """Write failures to their rows, in the caller's transaction; stale ones change nothing and are not returned."""
+    settled: list[Settled] = []
+    final = [failure for failure in failures if failure.final]
+    if final:
+        arguments = {"ids": [f.outbox_id for f in final], "errors": [trim_error(f.error) for f in final]}
+        rows = connection.execute(tables.query("sink", "mark_dead"), arguments)
+        settled.extend(Settled(outbox_id, True, None) for (outbox_id,) in rows)
+    passing = [failure for failure in failures if not failure.final]
+    if passing:
+        rows = connection.execute(
+            tables.query("sink", "schedule_retries"),
+            {
+                "ids": [f.outbox_id for f in passing],
+                "attempts": [f.attempt for f in passing],
+                "errors": [trim_error(f.error) for f in passing],
+                "delays": list(DELAYS),
+            },
+        )
+        settled.extend(Settled(outbox_id, status == "dead", due_in) for outbox_id, status, _, due_in in rows)
+    return settled
+
+
+def wake_reader(connection: Connection, tables: Tables, due_in: float) -> None:
+    """Tell the reader, with the commit of the caller's transaction, that something falls due in so many seconds."""
+    connection.execute(
+        tables.query("sink", "wake_reader"),
+        {"prefix": WAKE_PREFIX, "milliseconds": str(max(0, round(due_in * 1000)))},
+    )
+
+
+class Bookkeeping:
+    """The reader's statements on one connection."""
+
+    def __init__(self, connection: Connection, tables: Tables, slot: str) -> None:
+        """Use a connection in autocommit mode, on which nothing else runs meanwhile."""
+        self.connection = connection
+        self._tables = tables
+        self._slot = slot
+
+    def _fetch(self, name: str, **arguments: object) -> psycopg.Cursor[tuple[Any, ...]]:
+        return self.connection.execute(self._tables.query("reader", name), {"slot": self._slot, **arguments})
+
+    def mark_published(self, fences: Sequence[Fence]) -> int:
+        """Mark acknowledged rows, where nothing has changed them; return how many were marked."""
+        if not fences:
+            return 0
+        ids, retry_counts, updated_ats, next_retry_ats = zip(*fences, strict=True)
+        return self._fetch(
+            "mark_published",
+            ids=list(ids),
+            retry_counts=list(retry_counts),
+            updated_ats=list(updated_ats),
+            next_retry_ats=list(next_retry_ats),
+        ).rowcount
+
+    def settle_failures(self, failures: Sequence[Failure]) -> list[Settled]:
+        """Write failed attempts to publish to their rows."""
+        return settle_failures(self.connection, self._tables, failures)
+
+    def due_rows(self, limit: int) -> list[OutboxRow]:
+        """Return rows whose next attempt is due, in publishing order."""
+        return [_row(record) for record in self._fetch("due_rows", limit=limit)]
+
+    def seconds_to_next_due(self) -> float | None:
+        """Return how long until the next attempt of any row is due (negative: overdue), or None."""
+        record = self._fetch("seconds_to_next_due").fetchone()
+        return None if record is None else float(record[0])
+
+    def overlooked_rows(self, quiet_seconds: float, limit: int) -> list[OutboxRow]:
+        """Return pending rows that neither the stream nor a retry will bring, untouched for `quiet_seconds`."""
+        return [_row(record) for record in self._fetch("overlooked_rows", quiet_seconds=quiet_seconds, limit=limit)]
+
+    def catch_up_rows(self, through: int | None, batch: int) -> Iterator[list[OutboxRow]]:
+        """Yield every pending row up to an id, oldest first, in batches, all as one snapshot shows them.
+
+        One snapshot, because a row that commits meanwhile comes by the stream, and must not overtake its elders.
+        """
+        with self.connection.transaction():
+            self.connection.execute("set transaction isolation level repeatable read, read only")
+            with self.connection.cursor(name="outbox_catch_up", withhold=False) as cursor:
+                cursor.itersize = batch
+                cursor.execute(
+                    self._tables.query("reader", "catch_up_rows"),
+                    {"through": (1 << 63) - 1 if through is None else through},
+                    binary=True,
+                )
+                while records := cursor.fetchmany(batch):
+                    yield [_row(record) for record in records]
+
+    def highest_pending_id(self, snapshot: str | None = None) -> int | None:
+        """Return the highest id among pending rows that no retry will bring, as an exported snapshot shows them."""
+        with self.connection.transaction():
+            if snapshot is not None:
+                self.connection.execute("set transaction isolation level repeatable read, read only")
+                self.connection.execute(sql.SQL("set transaction snapshot {}").format(snapshot))
+            record = self._fetch("highest_pending_id").fetchone()
+        return record[0] if record else None
+
+    def read_progress(self) -> Progress | None:
+        """Return what was recorded of the slot, or None for a slot never seen."""
+        record = self._fetch("read_progress").fetchone()
+        if record is None:
+            return None
+        system, lsn, owed, through, reason = record
+        return Progress(system, parse_lsn(lsn), owed, through, reason)
+
+    def record_progress(self, lsn: int) -> None:
+        """Record how far the slot is about to be confirmed; the record never goes back."""
+        self._fetch("record_progress", lsn=format_lsn(lsn))
+
+    def owe_catch_up(self, system_identifier: str, lsn: int, through: int | None, reason: str) -> None:
+        """Write down that rows up to an id must be published from the table, before the slot is touched."""
+        self._fetch(
+            "owe_catch_up", system_identifier=system_identifier, lsn=format_lsn(lsn), through=through, reason=reason
+        )
+
+    def catch_up_done(self) -> None:
+        """Write down that nothing is owed any more."""
+        self._fetch("catch_up_done")
+
+    def slot_state(self) -> SlotState | None:
+        """Return the slot as the server shows it, or None if there is none of that name."""
+        record = self._fetch("slot_state").fetchone()
+        if record is None:
+            return None
+        active_pid, wal_status, confirmed, _, plugin, database, retained = record
+        return SlotState(
+            active_pid, wal_status, None if confirmed is None else parse_lsn(confirmed), plugin, database, retained
+        )
+
+    def drop_slot(self) -> None:
+        """Drop the slot; the caller has written down what is owed for it."""
+        self._fetch("drop_slot")
+
+    def advance_slot(self, lsn: int) -> None:
+        """Let the slot go forward; the caller has written down what is owed for it. No stream may be running."""
+        self._fetch("advance_slot", lsn=format_lsn(lsn))
+
+    def end_walsender(self, pid: int) -> None:
+        """End a walsender that still holds the slot, by its process id."""
+        self._fetch("end_walsender", pid=pid)
+
+    def publication(self, name: str) -> tuple[list[str], str | None, bool] | None:
+        """Return a publication's columns of the outbox, its row filter, and whether it sends inserts only.
+
+        None if there is no publication of that name with the outbox in it.
+        """
+        record = self._fetch("publication", publication=name, outbox=str(self._tables.outbox)).fetchone()
+        return None if record is None else (record[0], record[1], record[2])
+
+    def current_wal_lsn(self) -> int:
+        """Return the server's write position."""
+        record = self._fetch("current_wal_lsn").fetchone()
+        assert record is not None
+        return parse_lsn(record[0])
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run several of these writes in one transaction."""
+        with self.connection.transaction():
+            yield
+
+
+def _row(record: Iterable[Any]) -> OutboxRow:
+    outbox_id, biz_type, topic, key, payload, headers, retry_count, updated_at, next_retry_at = record
+    return OutboxRow(
+        Fence(outbox_id, retry_count, updated_at, next_retry_at),
+        biz_type,
+        topic,
+        bytes(key),
+        bytes(payload),
+        None if headers is None else bytes(headers),
+    )

@@ -1,0 +1,84 @@
+"""How the connector connects to PostgreSQL, and what an error of it means for the message at hand."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+# A peer that is gone without a word (a node lost its power, a firewall forgot the connection) is found out in seconds.
+_KEEPALIVE: Final[dict[str, Any]] = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    "client_encoding": "UTF8",
+}
+
+# The arrays of a batch have no statistics: the plan that suits any array (index lookups, row by row) is the right one,
+# and planning it once is enough.
+_SESSION: Final = sql.SQL(
+    "set plan_cache_mode = force_generic_plan; set statement_timeout = {statement}; set lock_timeout = {lock};"
+    " set idle_in_transaction_session_timeout = '5min'"
+)
+
+_ROW_FAULTS: Final = frozenset({
+    "22",  # data exception: out of range, too long, a character that cannot be stored
+    "23",  # constraint violation
+    "44",  # with check option
+    "54",  # program limit: a value too large for its index
+    "P0",  # a trigger raised
+})
+_TRY_AGAIN: Final = frozenset({"40001", "40P01"})
+_UNPREPARED: Final = frozenset({"26000", "42P05"})
+
+
+def connect(
+    url: str, *, name: str, statement_seconds: float = 60, lock_seconds: float = 30, prepare: bool = True, **more: Any
+) -> psycopg.Connection[tuple[Any, ...]]:
+    """Open an ordinary connection in autocommit mode.
+
+    `name` shows as `application_name`. A statement that runs longer than `statement_seconds`, or waits for a lock
+    longer than `lock_seconds`, is ended by the server.
+
+    Raises:
+        psycopg.OperationalError: the server cannot be reached, or refuses.
+    """
+    connection = psycopg.connect(
+        url, autocommit=True, prepare_threshold=0 if prepare else None, application_name=name, **{**_KEEPALIVE, **more}
+    )
+    connection.execute(
+        _SESSION.format(statement=round(statement_seconds * 1000), lock=round(lock_seconds * 1000)).as_string(connection)
+    )
+    return connection
+
+
+def is_row_fault(error: psycopg.Error) -> bool:
+    """Tell whether the database refused the content of a row, so that another row might pass.
+
+    Anything else (an outage, a missing table, a missing privilege) is no message's fault.
+    """
+    if error.sqlstate is None:
+        # psycopg refuses some values before it sends them, such as text with a NUL character.
+        return isinstance(error, psycopg.DataError)
+    return error.sqlstate[:2] in _ROW_FAULTS
+
+
+def is_conflict(error: psycopg.Error) -> bool:
+    """Tell whether two transactions collided (a deadlock, a serialization failure): the same again will pass."""
+    return error.sqlstate in _TRY_AGAIN
+
+
+def is_pooler_trouble(error: psycopg.Error) -> bool:
+    """Tell whether prepared statements are lost between transactions, as they are behind some poolers."""
+    return error.sqlstate in _UNPREPARED
+
+
+def describe(error: psycopg.Error) -> str:
+    """Return the server's words for an error: message, detail and SQLSTATE, on one line."""
+    parts = [error.diag.message_primary or str(error).strip(), error.diag.message_detail or ""]
+    text = " ".join(part for part in parts if part).replace("\n", " ")
+    return f"{text} (SQLSTATE {error.sqlstate})" if error.sqlstate else text

@@ -1,0 +1,63 @@
+"""Finds the SQL files, and turns their named blocks into statements on the configured tables."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from psycopg import sql
+
+from connector.outbox import Table
+
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_LONGEST_IDENTIFIER = 63
+
+
+def sql_directory() -> Path:
+    """Return the folder of the SQL files: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent.parent / "sql"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "sql"
+
+
+@cache
+def _blocks(file: str) -> dict[str, str]:
+    text = (sql_directory() / "queries" / f"{file}.sql").read_text("utf-8")
+    parts = _NAME.split(text)
+    return dict(zip(parts[1::2], (part.strip().removesuffix(";") for part in parts[2::2]), strict=True))
+
+
+def index_name(table: Table, suffix: str) -> str:
+    """Return the name of an index of a table: unique per table, and within PostgreSQL's 63 bytes."""
+    room = _LONGEST_IDENTIFIER - len(suffix) - 1
+    return f"{table.name.encode()[:room].decode(errors='ignore')}_{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of one outbox, and everything that is named after them."""
+
+    outbox: Table
+    history: Table
+
+    def identifiers(self) -> dict[str, sql.Composable]:
+        """Return each placeholder of the SQL files with its quoted identifier."""
+        schema = self.outbox.schema
+        names: dict[str, sql.Composable] = {
+            "outbox": sql.Identifier(schema, self.outbox.name),
+            "history": sql.Identifier(self.history.schema, self.history.name),
+            "enqueue": sql.Identifier(schema, "outbox_enqueue"),
+            "slot_progress": sql.Identifier(schema, "outbox_connector_slots"),
+            "migrations": sql.Identifier(schema, "outbox_connector_migrations"),
+            "outbox_schema": sql.Identifier(schema),
+            "history_schema": sql.Identifier(self.history.schema),
+            "history_outbox_id_key": sql.Identifier(index_name(self.history, "outbox_id_key")),
+        }
+        for suffix in ("pending_idx", "published_idx", "due_idx", "unsettled_idx", "dead_idx"):
+            names[f"outbox_{suffix}"] = sql.Identifier(index_name(self.outbox, suffix))
+        return names
+
+    def query(self, file: str, name: str, **more: sql.Composable) -> sql.Composed:
+        """Return the named block of a file under `sql/queries`, its placeholders filled in."""
+        return sql.SQL(_blocks(file)[name]).format(**self.identifiers(), **more)  # pyright: ignore

@@ -1,0 +1,147 @@
+-- The sink's statements.
+
+-- name: store_batch
+-- One batch of one handler: lock its rows in id order, let through those that are neither settled nor held back by an
+-- earlier message of their key, store them with the handler's own statement, and mark them consumed. It answers with
+-- each row's outcome.
+with incoming as materialized (
+    select *
+      from unnest(%(outbox_ids)s::bigint[]{handler_parameters}) with ordinality
+           as i (outbox_id{handler_columns}, place)
+),
+locked as materialized (
+    select o.id, o.topic, o.message_key, o.status, o.created_at
+      from {outbox} as o
+     where o.id = any (%(outbox_ids)s::bigint[])
+     order by o.id
+       for update of o
+),
+held as materialized (
+    select l.id, earlier.due
+      from locked as l
+      join incoming as i on i.outbox_id = l.id
+      cross join lateral (
+          select max(e.next_retry_at) as due
+            from {outbox} as e
+            left join incoming as ahead on ahead.outbox_id = e.id
+           where e.message_key = l.message_key
+             and e.topic = l.topic
+             and e.id < l.id
+             and e.next_retry_at is not null
+             and e.status in ('pending', 'published')
+             and (ahead.place is null or ahead.place > i.place)
+      ) as earlier
+     where %(strict)s
+       -- Asked once a batch: on a good day no row waits for a retry, and nothing else here is looked at.
+       and (select exists (select from {outbox} as any_unsettled
+                            where any_unsettled.next_retry_at is not null
+                              and any_unsettled.status in ('pending', 'published')))
+       and l.status in ('pending', 'published')
+       and earlier.due is not null
+),
+accepted as materialized (
+    select i.*
+      from incoming as i
+      join locked as l on l.id = i.outbox_id
+     where l.status in ('pending', 'published')
+       and not exists (select from held as h where h.id = i.outbox_id)
+     order by i.place
+),
+stored as (
+    {handler_statement}
+),
+consumed as (
+    update {outbox} as o
+       set status = 'consumed',
+           published_at = coalesce(o.published_at, clock_timestamp()),
+           consumed_at = clock_timestamp(),
+           next_retry_at = null,
+           updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
+      from accepted as a
+     where o.id = a.outbox_id
+),
+held_back as (
+    update {outbox} as o
+       set status = 'pending',
+           next_retry_at = greatest(h.due, clock_timestamp() + interval '1 second'),
+           updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
+      from held as h
+     where o.id = h.id
+    returning o.id, o.next_retry_at
+)
+select i.outbox_id,
+       case
+           when l.id is null then 'missing'
+           when h.id is not null then 'held'
+           when l.status in ('pending', 'published') then 'stored'
+           else l.status
+       end,
+       extract(epoch from clock_timestamp() - l.created_at)::double precision,
+       extract(epoch from h.next_retry_at - clock_timestamp())::double precision
+  from incoming as i
+  left join locked as l on l.id = i.outbox_id
+  left join held_back as h on h.id = i.outbox_id;
+
+-- name: schedule_retries
+-- Write down failures: each row that still waits for the attempt that failed gets its next due time, or is dead once
+-- its attempts are used up. A stale copy's failure changes nothing. `delays` are the seconds after the 1st, 2nd, … failure.
+with failed as (
+    select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(errors)s::text[]) as f (id, attempt, error)
+),
+standing as materialized (
+    select o.id, failed.error
+      from {outbox} as o
+      join failed using (id)
+     where o.status in ('pending', 'published') and failed.attempt >= o.retry_count
+     order by o.id
+       for update of o
+)
+update {outbox} as o
+   set retry_count = o.retry_count + 1,
+       status = case when o.retry_count + 1 >= o.max_retry then 'dead' else 'pending' end,
+       next_retry_at = case
+           when o.retry_count + 1 >= o.max_retry then null
+           else clock_timestamp() + interval '1 second'
+                * (%(delays)s::integer[])[greatest(1, least(o.retry_count + 1, cardinality(%(delays)s::integer[])))]
+       end,
+       last_error = standing.error,
+       updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
+  from standing
+ where o.id = standing.id
+returning o.id, o.status, o.retry_count, extract(epoch from o.next_retry_at - clock_timestamp())::double precision;
+
+-- name: mark_dead
+-- Give up on rows at once: no retry could help.
+with failed as (
+    select * from unnest(%(ids)s::bigint[], %(errors)s::text[]) as f (id, error)
+),
+standing as materialized (
+    select o.id, failed.error
+      from {outbox} as o
+      join failed using (id)
+     where o.status in ('pending', 'published')
+     order by o.id
+       for update of o
+)
+update {outbox} as o
+   set status = 'dead',
+       next_retry_at = null,
+       last_error = standing.error,
+       updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
+  from standing
+ where o.id = standing.id
+returning o.id;
+
+-- name: mark_already_stored
+-- The destination holds this message already: only its mark was missing.
+update {outbox} as o
+   set status = 'consumed',
+       published_at = coalesce(o.published_at, clock_timestamp()),
+       consumed_at = clock_timestamp(),
+       next_retry_at = null,
+       updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
+ where o.id = %(id)s and o.status in ('pending', 'published');
+
+-- name: wake_reader
+-- A hint, sent with the transaction's commit: something falls due in so many milliseconds.
+select pg_logical_emit_message(true, %(prefix)s, %(milliseconds)s::text);
