@@ -1,0 +1,579 @@
+"""Every setting, read from the environment once and checked as a whole.
+
+`python -m connector.settings README.md` writes the table of settings into that page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import unquote
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from connector.errors import ConfigurationError
+
+_PREFIX = "CONNECTOR_"
+_TABLE_START = "<!-- settings -->"
+_TABLE_END = "<!-- /settings -->"
+
+# PostgreSQL cuts longer names short without an error, and the object is then not found by its full name.
+_IDENTIFIER_BYTES = 63
+_IDENTIFIER = r'"(?:[^"\x00]|"")+"|[^\W\d][\w$]*'
+_TABLE = re.compile(rf"(?:(?P<schema>{_IDENTIFIER})\.)?(?P<name>{_IDENTIFIER})")
+_PLAIN_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_$]*")
+_SLOT = re.compile(r"[a-z0-9_]{1,63}")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_BROKER = re.compile(r"(?:\w+://)?(?:[\w.-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5})?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB)?")
+_UNITS = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_MOST_BYTES = (1 << 63) - 1
+
+_OPTION_PREFIXES = {
+    "CONNECTOR_KAFKA_": "kafka_options",
+    "CONNECTOR_PRODUCER_": "producer_options",
+    "CONNECTOR_CONSUMER_": "consumer_options",
+}
+# librdkafka options whose own name ends like our suffix for "the value is in this file".
+_OPTIONS_NAMED_FILE = {
+    "SASL_OAUTHBEARER_ASSERTION_FILE",
+    "SASL_OAUTHBEARER_ASSERTION_JWT_TEMPLATE_FILE",
+    "SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE",
+}
+_SECRET_OPTION = re.compile(r"password|secret|passphrase|key\.pem|unsecure\.jwt|oauthbearer\.config|jaas\.config")
+# Kubernetes gives every pod such variables for every Service of its namespace, so that a Service called `connector`
+# would look like settings. A setting that a person wrote never has a port's URL as its value.
+_SERVICE_LINK = re.compile(
+    rf"{_PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)"
+)
+_SERVICE_LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
+# Any of these is enough for libpq to find a server or a database without a URL.
+_LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
+# libpq quotes the text it stumbled over, which may be a piece of a password; only these phrases are passed on.
+_LIBPQ_PHRASES = (
+    "invalid percent-encoded token",
+    "forbidden value %00",
+    "invalid URI query parameter",
+    "invalid connection option",
+    "unterminated quoted string",
+    'missing "="',
+    'missing key/value separator "="',
+    "unexpected character",
+)
+_LONGEST_FILE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table's schema and name as PostgreSQL stores them: folded and without quotes."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        """Give the name as SQL writes it, quoted where it must be."""
+        return ".".join(
+            part if _PLAIN_IDENTIFIER.fullmatch(part) else '"' + part.replace('"', '""') + '"'
+            for part in (self.schema, self.name)
+        )
+
+
+def parse_table(text: str) -> Table:
+    """Read `name`, `schema.name` or `"Quoted schema"."name"` by PostgreSQL's rules; the schema defaults to `public`.
+
+    Raises ValueError for anything else, and for names longer than 63 bytes.
+    """
+    match = _TABLE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("is not a table name")
+    return Table(_identifier(match["schema"] or "public"), _identifier(match["name"]))
+
+
+def _identifier(text: str) -> str:
+    name = text[1:-1].replace('""', '"') if text.startswith('"') else text.lower()
+    return _short_enough(name)
+
+
+def _short_enough(name: str) -> str:
+    if len(name.encode()) > _IDENTIFIER_BYTES:
+        raise ValueError(f"holds a name longer than {_IDENTIFIER_BYTES} bytes, which PostgreSQL would cut short")
+    return name
+
+
+def parse_size(text: str) -> int:
+    """Read a memory size as PostgreSQL writes it (`4GB`, `512MB`, `1048576`), units of 1024; gives bytes.
+
+    Raises ValueError for anything else, and for less than one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("is not a size")
+    number, unit = match.groups()
+    factor = _UNITS[unit or "B"]
+    size = round(float(number) * factor) if "." in number else int(number) * factor
+    if not 1 <= size <= _MOST_BYTES:
+        raise ValueError("is out of range")
+    return size
+
+
+def _conninfo(text: str) -> str:
+    if re.match(r"\w+\+\w+://", text):
+        raise ValueError("names a driver, as SQLAlchemy's URLs do and libpq's do not")
+    parameters = _libpq_parameters(text) if text else {}
+    # libpq would take the rest of such a password for a host or a port, and show it in its errors.
+    after_user = re.sub(r"^\w+://[^@/]*@", "", text.partition("?")[0])
+    if "://" in text and "@" in after_user:
+        raise ValueError("has an @ too many; in a password write @ as %40 and / as %2F")
+    if not re.fullmatch(r"[\d,\s]*", parameters.get("port", "")):
+        raise ValueError("has a port that is no number; in a password write @ as %40 and / as %2F")
+    return text
+
+
+def _libpq_parameters(conninfo: str) -> dict[str, str]:
+    # Late, because psycopg costs more to import than all of this module, and may not be needed.
+    from psycopg import Error
+    from psycopg.conninfo import conninfo_to_dict
+
+    complaint = None
+    try:
+        return {keyword: str(value) for keyword, value in conninfo_to_dict(conninfo).items()}
+    except (Error, UnicodeError) as error:
+        complaint = next((phrase for phrase in _LIBPQ_PHRASES if phrase in str(error)), "not in its syntax")
+    # Raised out here so that libpq's text, which may quote a password, is not even this error's context.
+    raise ValueError(f"cannot be read by libpq ({complaint})")
+
+
+def _topic(text: str) -> str:
+    if not _TOPIC.fullmatch(text) or text in {".", ".."}:
+        raise ValueError("is not a name Kafka allows for a topic (letters, digits, '.', '_', '-'; at most 249)")
+    return text
+
+
+def _topics(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    return tuple(dict.fromkeys(part for part in map(str.strip, text.split(",")) if part))
+
+
+def _brokers(text: str) -> str:
+    brokers = [part.strip() for part in text.split(",") if part.strip()] if text else []
+    for number, broker in enumerate(brokers, 1):
+        if not _BROKER.fullmatch(broker):
+            raise ValueError(f"entry {number} is not host:port")
+    return ",".join(brokers)
+
+
+def _slot(text: str) -> str:
+    if not _SLOT.fullmatch(text):
+        raise ValueError("is not a name PostgreSQL allows for a slot")
+    return text
+
+
+def _lower(text: object) -> object:
+    return text.lower() if isinstance(text, str) else text
+
+
+def _from_text(parse: Any) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+Conninfo = Annotated[str, AfterValidator(_conninfo)]
+Topic = Annotated[str, AfterValidator(_topic)]
+TableName = Annotated[Table, _from_text(parse_table)]
+
+_A_CONNINFO = "a libpq URI or DSN, for example postgresql://connector@db.example/app, special characters in a password percent-encoded"
+_A_TABLE = 'a table as schema.name, quoted where SQL would quote it: "My schema".messages'
+_SECONDS = "a number of seconds"
+
+
+def _setting(
+    default: object, meaning: str, expects: str, *, shown: str = "", secret: bool = False, **limits: Any
+) -> Any:
+    """Declare a setting: `expects` completes "set it to …", `shown` is its default as a person would write it."""
+    if callable(default):
+        limits["default_factory"] = default
+    else:
+        limits["default"] = default
+    written = shown or str(default if isinstance(default, str | int | float | Table) else "")
+    extra: dict[str, Any] = {"expects": expects, "default": written}
+    return Field(description=meaning, json_schema_extra=extra, repr=not secret, **limits)
+
+
+class Settings(BaseSettings):
+    """The checked configuration of one process; `load_settings` makes it.
+
+    Its repr holds no secrets. A value that the command at hand does not need may be empty.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    database_url: Conninfo = _setting(
+        "",
+        "the database, as a libpq URI or DSN; the usual `PG*` variables fill what it lacks",
+        _A_CONNINFO,
+        secret=True,
+    )
+    replication_url: Conninfo = _setting(
+        lambda fields: fields["database_url"],
+        "the same database for the replication stream; set it where the other goes through a pooler",
+        _A_CONNINFO,
+        shown="CONNECTOR_DATABASE_URL",
+        secret=True,
+    )
+    kafka_bootstrap_servers: Annotated[str, AfterValidator(_brokers)] = _setting(
+        "", "brokers to start from, as `host:port`, comma-separated", "host:port, comma-separated"
+    )
+    kafka_options: dict[str, str] = _setting(
+        {},
+        "any [librdkafka option](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), upper case "
+        "with `_` for `.`: `CONNECTOR_KAFKA_SECURITY_PROTOCOL`",
+        "what librdkafka accepts for the option",
+        secret=True,
+    )
+    producer_options: dict[str, str] = _setting(
+        {}, "the same, for the reader's producer only", "what librdkafka accepts for the option", secret=True
+    )
+    consumer_options: dict[str, str] = _setting(
+        {}, "the same, for the sink's consumer only", "what librdkafka accepts for the option", secret=True
+    )
+    outbox_table: TableName = _setting(
+        Table("public", "agent_outbox_messages"), "the outbox; names are read as SQL reads them", _A_TABLE
+    )
+    history_table: TableName = _setting(Table("public", "chat_histories"), "where chat history is stored", _A_TABLE)
+    slot_name: Annotated[str, AfterValidator(_slot)] = _setting(
+        "outbox_connector", "the logical replication slot", "1 to 63 of a-z, 0-9 and _"
+    )
+    publication_name: Annotated[str, AfterValidator(_short_enough)] = _setting(
+        "outbox_connector", "the publication that the slot reads", "a name of 1 to 63 bytes"
+    )
+    topics: Annotated[tuple[Topic, ...], BeforeValidator(_topics)] = _setting(
+        ("smartflow.agent.outbox",),
+        "comma-separated: what `setup` makes and the sink reads",
+        "topic names, comma-separated",
+        shown="smartflow.agent.outbox",
+        min_length=1,
+    )
+    group_id: str = _setting(
+        "smartflow-agent-outbox-consumer", "the sink's consumer group", "the name of a consumer group"
+    )
+    dead_letter_topic: Topic = _setting(
+        "smartflow.agent.outbox.dead", "where values go that name no outbox row", "the name of a topic"
+    )
+    topic_partitions: int = _setting(
+        6, "partitions of a topic that `setup` makes", "a whole number, 1 or more", ge=1, le=(1 << 31) - 1
+    )
+    topic_replication: int = _setting(
+        1, "replicas of a topic that `setup` makes", "a whole number, 1 or more", ge=1, le=(1 << 15) - 1
+    )
+    key_ordering: Annotated[Literal["strict", "relaxed"], BeforeValidator(_lower)] = _setting(
+        "strict",
+        "`strict`: a retried message holds back later ones of its key; `relaxed`: it does not",
+        "strict or relaxed",
+    )
+    wal_budget: Annotated[int, _from_text(parse_size)] = _setting(
+        4 << 30,
+        "the most WAL the slot may pin",
+        "a size such as 4GB, 512MB or 1048576 (units: B, kB, MB, GB, TB)",
+        shown="4GB",
+    )
+    http_port: int = _setting(
+        8080,
+        "`/livez`, `/readyz` and `/metrics`; 0 takes a free port and logs it",
+        "a port from 0 to 65535",
+        ge=0,
+        le=65535,
+    )
+    shutdown_seconds: float = _setting(
+        25.0,
+        "how long a stopping process may drain; keep it below the orchestrator's grace period",
+        f"{_SECONDS} above 0",
+        shown="25",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    start_deadline_seconds: float = _setting(
+        120.0,
+        "how long PostgreSQL or Kafka may stay away at the start before the process gives up with exit code 69",
+        f"{_SECONDS}, 0 or more",
+        shown="120",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    group_instance_id: str | None = _setting(
+        None,
+        "a stable name of this process, such as its pod's: a restart then moves no partitions (static membership)",
+        "a stable name of 1 to 249 characters",
+        max_length=249,
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = _setting(
+        "info", "the least important events that are logged", "debug, info, warning, error or critical"
+    )
+    log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = _setting(
+        "json", "`json`, one object a line on stderr, or `console` for people", "json or console"
+    )
+    # libpq reads PGPASSWORD by itself; it is here only so that `secrets` knows it.
+    libpq_password: str = Field(default="", repr=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave the environment to `load_settings`, which knows `_FILE`, Kafka options and unknown names."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if self.dead_letter_topic in self.topics:
+            raise _ConflictError(
+                "dead_letter_topic", "is one of CONNECTOR_TOPICS, so that the sink would read it again"
+            )
+        if self.history_table == self.outbox_table:
+            raise _ConflictError("history_table", "is the same table as CONNECTOR_OUTBOX_TABLE")
+        return self
+
+    def secrets(self) -> tuple[str, ...]:
+        """List every secret value in these settings, longest first, as written and as decoded, for redaction."""
+        found = {self.libpq_password}
+        for url in (self.database_url, self.replication_url):
+            found.update(_conninfo_secrets(url))
+        for options in (self.kafka_options, self.producer_options, self.consumer_options):
+            for name, value in options.items():
+                if _SECRET_OPTION.search(name):
+                    found.add(value)
+                    found.update(line for line in value.splitlines() if not line.startswith("-----"))
+                found.update(_url_passwords(value))
+        return tuple(sorted(found - {""}, key=lambda secret: (-len(secret), secret)))
+
+
+class _ConflictError(ValueError):
+    """Two settings that are fine alone and wrong together; the first argument is the field to change."""
+
+
+def _conninfo_secrets(conninfo: str) -> Iterator[str]:
+    if not conninfo:
+        return
+    from psycopg.pq import Conninfo as LibpqConninfo
+
+    hidden = {"scram_client_key", "scram_server_key"}
+    hidden.update(option.keyword.decode() for option in LibpqConninfo.get_defaults() if option.dispchar == b"*")
+    for keyword, value in _libpq_parameters(conninfo).items():
+        if keyword in hidden:
+            yield value
+    yield from _url_passwords(conninfo)
+    if "://" in conninfo:
+        for parameter in conninfo.partition("?")[2].split("&"):
+            keyword, _, value = parameter.partition("=")
+            if unquote(keyword) in hidden:
+                yield value
+
+
+def _url_passwords(text: str) -> Iterator[str]:
+    for userinfo in re.findall(r"://([^@/\s]*)@", text):
+        password = userinfo.partition(":")[2]
+        yield from (password, unquote(password))
+
+
+def _variable(field: str) -> str:
+    # The pod's name is what Kubernetes can offer by that name; what Kafka makes of it is a member's identity.
+    return _PREFIX + ("POD_NAME" if field == "group_instance_id" else field.upper())
+
+
+_FIELDS = {
+    _variable(field): field
+    for field in Settings.model_fields
+    if field not in _OPTION_PREFIXES.values() and field != "libpq_password"
+}
+
+
+def load_settings(environ: Mapping[str, str] = os.environ, *, needs: frozenset[str]) -> Settings:
+    """Read and check all settings; `needs` names the services whose address is required: `database`, `kafka`.
+
+    An empty variable counts as unset. Raises ConfigurationError with one problem for each wrong variable, all at once,
+    none of which shows a value.
+    """
+    found, problems = _read(environ)
+    for variable, problem in _missing(environ, needs):
+        if variable not in found and variable not in problems and f"{variable}_FILE" not in problems:
+            problems[variable] = problem
+    settings = None
+    try:
+        settings = Settings(**_by_field(found), libpq_password=environ.get("PGPASSWORD", ""))
+    except ValidationError as error:
+        for details in error.errors(include_url=False, include_input=False):
+            # A default taken from a wrong setting is no second problem.
+            if details["type"] != "default_factory_not_called":
+                variable, problem = _problem(details)
+                problems.setdefault(variable, problem)
+    if problems or settings is None:
+        raise ConfigurationError([f"{variable}: {problems[variable]}" for variable in sorted(problems, key=_position)])
+    return settings
+
+
+def _read(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Give the values by variable, those in files among them, and the problems met on the way."""
+    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
+    for name, value in environ.items():
+        if not name.startswith(_PREFIX) or not value.strip() or _is_service_link(name, value):
+            continue
+        target = _target(name)
+        if target is None:
+            problems[name] = _unknown(name)
+        elif target == name:
+            found[name] = value
+        elif environ.get(target, "").strip():
+            problems[target] = f"set twice, here and in {name}; remove one of them"
+        else:
+            text, trouble = _file(value)
+            if trouble:
+                problems[name] = f"{trouble}; name a readable UTF-8 file that holds the value, or set {target} itself"
+            else:
+                found[target] = text
+    return found, problems
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if _SERVICE_LINK.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and _SERVICE_LINK_VALUE.match(value) is not None
+
+
+def _target(name: str) -> str | None:
+    """Name the variable that `name` sets: itself, or the one it names a file for; None if there is no such setting."""
+    if name in _FIELDS:
+        return name
+    for prefix in _OPTION_PREFIXES:
+        option = name.removeprefix(prefix)
+        if option not in {name, "", "_FILE"}:
+            if option.removesuffix("_FILE") == "BOOTSTRAP_SERVERS" and prefix != "CONNECTOR_KAFKA_":
+                return None
+            return name if option in _OPTIONS_NAMED_FILE else name.removesuffix("_FILE")
+    base = name.removesuffix("_FILE")
+    return base if base in _FIELDS else None
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    base = name.removesuffix("_FILE")
+    close = get_close_matches(base, _FIELDS, n=1, cutoff=0.8)
+    if base.endswith("_BOOTSTRAP_SERVERS"):
+        close = ["CONNECTOR_KAFKA_BOOTSTRAP_SERVERS"]
+    if close:
+        return f"unknown variable; did you mean {name.replace(base, close[0])}?"
+    return f"unknown variable; remove it, or call it CONNECTOR_KAFKA_{name.removeprefix(_PREFIX)} if Kafka needs it"
+
+
+def _file(path: str) -> tuple[str, str]:
+    """Read the value in a file, or say why not; never by its path, in case that is the secret itself, misplaced."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_LONGEST_FILE + 1)
+        text = content.decode().rstrip("\r\n")
+    except OSError as error:
+        return "", f"the file it names cannot be read ({os.strerror(error.errno or 0)})"
+    except ValueError:
+        return "", "the file it names holds no UTF-8 text"
+    if len(content) > _LONGEST_FILE:
+        return "", "the file it names is larger than 1 MB"
+    if "\0" in text or not text.strip():
+        return "", "the file it names is empty" if not text.strip() else "the file it names holds a NUL character"
+    return text, ""
+
+
+def _by_field(found: Mapping[str, str]) -> dict[str, Any]:
+    options: dict[str, dict[str, str]] = {field: {} for field in _OPTION_PREFIXES.values()}
+    values: dict[str, Any] = dict(options)
+    for variable, value in found.items():
+        if variable in _FIELDS:
+            values[_FIELDS[variable]] = value.strip()
+            continue
+        prefix = next(prefix for prefix in _OPTION_PREFIXES if variable.startswith(prefix))
+        option = variable.removeprefix(prefix).lower().replace("_", ".")
+        options[_OPTION_PREFIXES[prefix]][option] = value
+    return values
+
+
+def _missing(environ: Mapping[str, str], needs: frozenset[str]) -> Iterator[tuple[str, str]]:
+    if "database" in needs and not any(environ.get(name) for name in _LIBPQ_VARIABLES):
+        yield "CONNECTOR_DATABASE_URL", f"is not set; set it to {_A_CONNINFO}, or set PGHOST or PGSERVICE"
+    if "kafka" in needs:
+        yield "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS", "is not set; set it to the brokers, as host:port, comma-separated"
+
+
+def _problem(details: Mapping[str, Any]) -> tuple[str, str]:
+    """Put one of pydantic's complaints in our words: the variable, and what is wrong without the value."""
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, _ConflictError):
+        field, what = cause.args
+    else:
+        field = details["loc"][0]
+        what = str(cause) if cause else "is not usable"
+    variable = _variable(field)
+    for prefix, options in _OPTION_PREFIXES.items():
+        if field == options:
+            variable = prefix + str(details["loc"][1]).replace(".", "_").upper()
+    return variable, f"{what}; set it to {_extra(field)['expects']}"
+
+
+def _extra(field: str) -> dict[str, str]:
+    return cast("dict[str, str]", Settings.model_fields[field].json_schema_extra)
+
+
+def _position(variable: str) -> tuple[int, str]:
+    names = list(_FIELDS)
+    base = variable.removesuffix("_FILE")
+    return (names.index(base) if base in names else len(names), variable)
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """List every setting as (variable, default, meaning), in the order of the documentation."""
+    rows = []
+    options = {field: prefix + "<OPTION>" for prefix, field in _OPTION_PREFIXES.items()}
+    for field, info in Settings.model_fields.items():
+        if info.description:
+            default = _extra(field).get("default", "")
+            rows.append((options.get(field, _variable(field)), default, info.description))
+    return rows
+
+
+def render_table() -> str:
+    """Give the settings as a Markdown table, with a newline at its end."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    lines += [
+        f"| `{variable}` | {f'`{default}`' if default else ''} | {text} |" for variable, default, text in describe()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str) -> str:
+    """Give `page` with the table between its markers made anew; raises ValueError if it has no markers."""
+    before, start, rest = page.partition(_TABLE_START)
+    _, end, after = rest.partition(_TABLE_END)
+    if not start or not end:
+        raise ValueError(f"no {_TABLE_START} … {_TABLE_END} in the page: put them where the table belongs")
+    return f"{before}{start}\n{render_table()}{end}{after}"
+
+
+def _main(arguments: list[str]) -> None:
+    for name in arguments:
+        page = Path(name)
+        page.write_text(with_table(page.read_text("utf-8")), "utf-8")
+    if not arguments:
+        sys.stdout.write(render_table())
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
