@@ -1,0 +1,1 @@
+"""Each room against the real PostgreSQL and Kafka."""

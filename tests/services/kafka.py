@@ -1,0 +1,307 @@
+"""Kafka for the tests: named by the environment, in Docker, Apache Kafka from Maven, or the embedded broker."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from connector.demo.embedded import EmbeddedBroker, broker_answers, free_port, spawn
+from tests.services.choice import Candidate
+from tests.services.containers import Container, docker_host, why_no_docker
+from tests.services.eventually import eventually
+
+APACHE_KAFKA = "4.3.1"
+IMAGE = "apache/kafka:4.1.0"
+EMBEDDED_IS_FORGETFUL = "the embedded broker keeps nothing on disk; needs Apache Kafka"
+
+_CHECKOUT = Path(__file__).parents[2]
+
+
+class Kafka:
+    """A Kafka cluster; this base class is one that somebody else runs."""
+
+    kind = "external"
+    durable = True
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where clients find it, the same over restarts."""
+        return self._bootstrap_servers
+
+    def start(self) -> None:
+        """Start the broker and wait until it answers; nothing if it runs."""
+        eventually(lambda: broker_answers(self.bootstrap_servers), within=60, what=f"{self.kind} Kafka's answer")
+
+    def stop(self) -> None:
+        """Stop the broker; nothing if it is down, or somebody else's."""
+
+    def kill(self) -> None:
+        """End the broker as a crash would; nothing if it is down."""
+        self.stop()
+
+    def restart(self) -> None:
+        """Stop it, then start it on the same port, with the same data if it is durable."""
+        self.stop()
+        self.start()
+
+    def admin(self) -> AdminClient:
+        """Return a new client for topics, groups and offsets."""
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+    @contextmanager
+    def topic(self, partitions: int = 6, config: Mapping[str, str] | None = None) -> Iterator[str]:
+        """Give a fresh topic's name, and delete it afterwards with those whose names go on from it."""
+        name = f"test-{secrets.token_hex(6)}"
+        admin = self.admin()
+        for created in admin.create_topics([NewTopic(name, partitions, 1, config=dict(config or {}))]).values():
+            created.result(20)
+        eventually(lambda: self._is_ready(admin, name, partitions), within=20, what=f"topic {name}")
+        try:
+            yield name
+        finally:
+            with suppress(KafkaException):
+                topics = [topic for topic in self.admin().list_topics(timeout=5).topics if topic.startswith(name)]
+                for deleted in self.admin().delete_topics(topics).values():
+                    deleted.result(20)
+
+    def _is_ready(self, admin: AdminClient, name: str, partitions: int) -> bool:
+        topic = admin.list_topics(timeout=5).topics.get(name)
+        return topic is not None and len([p for p in topic.partitions.values() if p.leader >= 0]) == partitions
+
+
+class EmbeddedKafka(Kafka):
+    """The memory-only broker of the wheel."""
+
+    kind = "embedded"
+    durable = False
+
+    def __init__(self, directory: Path) -> None:
+        self._broker = EmbeddedBroker(directory)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return self._broker.bootstrap_servers
+
+    def start(self) -> None:
+        self._broker.start()
+
+    def stop(self) -> None:
+        self._broker.stop()
+
+
+class ApacheKafka(Kafka):
+    """Apache Kafka as a child process: one node that is broker and controller."""
+
+    kind = "apache"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = free_port()
+        self._controller_port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        properties = self._directory / "server.properties"
+        if not properties.exists():
+            self._format(properties)
+        self._process = self._java("kafka.Kafka", str(properties), heap="1g")
+        eventually(self._answers, within=60, what="Apache Kafka's answer")
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            log = (self._directory / "kafka.log").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"Apache Kafka ended with code {self._process.returncode}:\n{log[-2000:]}")
+        return broker_answers(self.bootstrap_servers)
+
+    def _format(self, properties: Path) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        settings = _broker_settings(
+            listeners=f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            advertised=f"PLAINTEXT://{self.bootstrap_servers}",
+            controller=f"127.0.0.1:{self._controller_port}",
+        )
+        settings["log.dirs"] = str(self._directory / "data")
+        draft = properties.with_suffix(".draft")
+        draft.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
+        cluster = uuid.uuid4().hex[:22]
+        tool = self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(draft), heap="128m")
+        if tool.wait(60) != 0:
+            raise RuntimeError(f"Kafka's storage tool failed: {(self._directory / 'kafka.log').read_text()[-2000:]}")
+        draft.rename(properties)
+
+    def _java(self, *command: str, heap: str) -> subprocess.Popen[bytes]:
+        java = shutil.which("java") or "java"
+        options = [f"-Xmx{heap}", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+        with (self._directory / "kafka.log").open("ab") as log:
+            return spawn(
+                [java, *options, "-cp", f"{apache_kafka_libraries()}/*", *command],
+                stdout=log.fileno(),
+                env={name: os.environ[name] for name in ("PATH", "JAVA_HOME") if name in os.environ},
+                cwd=self._directory,
+            )
+
+
+class ContainerKafka(Kafka):
+    """Apache Kafka in a container, which lives until the end of the test run."""
+
+    kind = "docker"
+
+    def __init__(self) -> None:
+        port = free_port()
+        settings = _broker_settings(
+            listeners="PLAINTEXT://:9092,CONTROLLER://:9093",
+            advertised=f"PLAINTEXT://{docker_host()}:{port}",
+            controller="localhost:9093",
+        )
+        env = {f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in settings.items()}
+        self._container = Container(IMAGE, inner_port=9092, port=port, env=env)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"{docker_host()}:{self._container.port}"
+
+    def start(self) -> None:
+        self._container.start()
+        super().start()
+
+    def stop(self) -> None:
+        self._container.signal("SIGTERM")
+
+    def kill(self) -> None:
+        self._container.signal("SIGKILL")
+
+
+def kafka_candidates(environ: Mapping[str, str]) -> list[Candidate[Kafka]]:
+    """Return the ways to have a Kafka, best first.
+
+    `TEST_KAFKA_BOOTSTRAP_SERVERS` names a running one; `TEST_KAFKA=apache` refuses the embedded broker,
+    `TEST_KAFKA=embedded` refuses all others.
+    """
+    wanted = environ.get("TEST_KAFKA")
+    if wanted not in (None, "apache", "embedded"):
+        raise pytest.UsageError(f"TEST_KAFKA is apache or embedded, not {wanted!r}")
+    candidates: list[Candidate[Kafka]] = []
+    if servers := environ.get("TEST_KAFKA_BOOTSTRAP_SERVERS"):
+        reason = "TEST_KAFKA_BOOTSTRAP_SERVERS"
+        candidates.append(Candidate("the running cluster", reason, lambda _: Kafka(servers), external=True))
+    reason = f"TEST_KAFKA={wanted}" if wanted else "the first that can be had"
+    if wanted != "embedded":
+        problem = why_no_docker()
+        candidates.append(Candidate(f"{IMAGE} in Docker", problem or reason, None if problem else _in_container))
+        problem = _why_no_apache_kafka()
+        candidates.append(Candidate(f"Apache Kafka {APACHE_KAFKA}", problem or reason, None if problem else ApacheKafka))
+    if wanted != "apache":
+        candidates.append(Candidate("the embedded broker", reason, EmbeddedKafka))
+    return candidates
+
+
+def _in_container(_: Path) -> Kafka:
+    return ContainerKafka()
+
+
+def _broker_settings(*, listeners: str, advertised: str, controller: str) -> dict[str, str]:
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@{controller}",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": listeners,
+        "advertised.listeners": advertised,
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "auto.create.topics.enable": "false",
+        "group.initial.rebalance.delay.ms": "0",
+        "offsets.topic.num.partitions": "1",
+        "offsets.topic.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "1",
+        "transaction.state.log.replication.factor": "1",
+    }
+
+
+def _why_no_apache_kafka() -> str | None:
+    java = shutil.which("java")
+    if java is None or shutil.which("mvn") is None:
+        return "needs java and mvn"
+    answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    version = re.search(r'version "(\d+)', answer)
+    return None if version and int(version[1]) >= 17 else "needs Java 17"
+
+
+@functools.cache
+def apache_kafka_libraries() -> Path:
+    """Return the folder of Apache Kafka's jars, fetched through Maven once and kept in the checkout's `.cache`.
+
+    Raises RuntimeError, with what Maven said, if they cannot be had.
+    """
+    cache = _CHECKOUT / ".cache" / "kafka"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        cache = Path(tempfile.gettempdir()) / f"outbox-connector-kafka-{os.getuid()}"
+        cache.mkdir(mode=0o700, exist_ok=True)
+    libraries = cache / APACHE_KAFKA
+    if libraries.is_dir():
+        return libraries
+    dependencies = [("org.apache.kafka", "kafka_2.13", APACHE_KAFKA), ("org.slf4j", "slf4j-simple", "1.7.36")]
+    blocks = "".join(
+        f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version></dependency>"
+        for group, name, version in dependencies
+    )
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        pom = Path(scratch) / "pom.xml"
+        pom.write_text(
+            '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
+            "<groupId>test</groupId><artifactId>kafka</artifactId><version>1</version>"
+            f"<dependencies>{blocks}</dependencies></project>",
+            encoding="utf-8",
+        )
+        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={scratch}/libraries"]
+        command = [shutil.which("mvn") or "mvn", "--batch-mode", "--quiet", "--file", str(pom), *goal]
+        fetched = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if fetched.returncode != 0:
+            raise RuntimeError(f"Maven could not fetch Apache Kafka {APACHE_KAFKA}: {fetched.stdout[-1000:]}")
+        # Whoever comes second finds the folder there; both are the same.
+        with suppress(OSError):
+            (Path(scratch) / "libraries").rename(libraries)
+    return libraries
