@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
@@ -47,6 +48,7 @@ _OPTIONS_NAMED_FILE = {
     "SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE",
 }
 _SECRET_OPTION = re.compile(r"password|secret|passphrase|key\.pem|unsecure\.jwt|oauthbearer\.config|jaas\.config")
+_SECRET_PARAMETERS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 # Kubernetes gives every pod such variables for every Service of its namespace, so that a Service called `connector`
 # would look like settings. A setting that a person wrote never has a port's URL as its value.
 _SERVICE_LINK = re.compile(
@@ -136,11 +138,10 @@ def _conninfo(text: str) -> str:
 
 
 def _libpq_parameters(conninfo: str) -> dict[str, str]:
-    # Late, because psycopg costs more to import than all of this module, and may not be needed.
-    from psycopg import Error
-    from psycopg.conninfo import conninfo_to_dict
+    # psycopg costs as much to import as all of this module, and is not needed for the documentation or for bad usage.
+    from psycopg import Error  # noqa: PLC0415
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
-    complaint = None
     try:
         return {keyword: str(value) for keyword, value in conninfo_to_dict(conninfo).items()}
     except (Error, UnicodeError) as error:
@@ -179,7 +180,7 @@ def _lower(text: object) -> object:
     return text.lower() if isinstance(text, str) else text
 
 
-def _from_text(parse: Any) -> BeforeValidator:
+def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
     return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
 
 
@@ -187,22 +188,18 @@ Conninfo = Annotated[str, AfterValidator(_conninfo)]
 Topic = Annotated[str, AfterValidator(_topic)]
 TableName = Annotated[Table, _from_text(parse_table)]
 
-_A_CONNINFO = "a libpq URI or DSN, for example postgresql://connector@db.example/app, special characters in a password percent-encoded"
+_A_CONNINFO = "a libpq URI or DSN, for example postgresql://connector@db.example/app"
 _A_TABLE = 'a table as schema.name, quoted where SQL would quote it: "My schema".messages'
 _SECONDS = "a number of seconds"
 
 
-def _setting(
-    default: object, meaning: str, expects: str, *, shown: str = "", secret: bool = False, **limits: Any
-) -> Any:
+def _setting(default: object, meaning: str, expects: str, *, shown: str = "", secret: bool = False) -> Any:  # noqa: ANN401 - a declaration stands where the field's default would
     """Declare a setting: `expects` completes "set it to …", `shown` is its default as a person would write it."""
-    if callable(default):
-        limits["default_factory"] = default
-    else:
-        limits["default"] = default
     written = shown or str(default if isinstance(default, str | int | float | Table) else "")
     extra: dict[str, Any] = {"expects": expects, "default": written}
-    return Field(description=meaning, json_schema_extra=extra, repr=not secret, **limits)
+    if callable(default):
+        return Field(default_factory=default, description=meaning, json_schema_extra=extra, repr=not secret)
+    return Field(default=default, description=meaning, json_schema_extra=extra, repr=not secret)
 
 
 class Settings(BaseSettings):
@@ -252,12 +249,11 @@ class Settings(BaseSettings):
     publication_name: Annotated[str, AfterValidator(_short_enough)] = _setting(
         "outbox_connector", "the publication that the slot reads", "a name of 1 to 63 bytes"
     )
-    topics: Annotated[tuple[Topic, ...], BeforeValidator(_topics)] = _setting(
+    topics: Annotated[tuple[Topic, ...], Field(min_length=1), BeforeValidator(_topics)] = _setting(
         ("smartflow.agent.outbox",),
         "comma-separated: what `setup` makes and the sink reads",
         "topic names, comma-separated",
         shown="smartflow.agent.outbox",
-        min_length=1,
     )
     group_id: str = _setting(
         "smartflow-agent-outbox-consumer", "the sink's consumer group", "the name of a consumer group"
@@ -265,11 +261,11 @@ class Settings(BaseSettings):
     dead_letter_topic: Topic = _setting(
         "smartflow.agent.outbox.dead", "where values go that name no outbox row", "the name of a topic"
     )
-    topic_partitions: int = _setting(
-        6, "partitions of a topic that `setup` makes", "a whole number, 1 or more", ge=1, le=(1 << 31) - 1
+    topic_partitions: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] = _setting(
+        6, "partitions of a topic that `setup` makes", "a whole number, 1 or more"
     )
-    topic_replication: int = _setting(
-        1, "replicas of a topic that `setup` makes", "a whole number, 1 or more", ge=1, le=(1 << 15) - 1
+    topic_replication: Annotated[int, Field(ge=1, le=(1 << 15) - 1)] = _setting(
+        1, "replicas of a topic that `setup` makes", "a whole number, 1 or more"
     )
     key_ordering: Annotated[Literal["strict", "relaxed"], BeforeValidator(_lower)] = _setting(
         "strict",
@@ -282,34 +278,27 @@ class Settings(BaseSettings):
         "a size such as 4GB, 512MB or 1048576 (units: B, kB, MB, GB, TB)",
         shown="4GB",
     )
-    http_port: int = _setting(
+    http_port: Annotated[int, Field(ge=0, le=65535)] = _setting(
         8080,
         "`/livez`, `/readyz` and `/metrics`; 0 takes a free port and logs it",
         "a port from 0 to 65535",
-        ge=0,
-        le=65535,
     )
-    shutdown_seconds: float = _setting(
+    shutdown_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _setting(
         25.0,
         "how long a stopping process may drain; keep it below the orchestrator's grace period",
         f"{_SECONDS} above 0",
         shown="25",
-        gt=0,
-        allow_inf_nan=False,
     )
-    start_deadline_seconds: float = _setting(
+    start_deadline_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
         120.0,
         "how long PostgreSQL or Kafka may stay away at the start before the process gives up with exit code 69",
         f"{_SECONDS}, 0 or more",
         shown="120",
-        ge=0,
-        allow_inf_nan=False,
     )
-    group_instance_id: str | None = _setting(
+    group_instance_id: Annotated[str, Field(max_length=249)] | None = _setting(
         None,
         "a stable name of this process, such as its pod's: a restart then moves no partitions (static membership)",
         "a stable name of 1 to 249 characters",
-        max_length=249,
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = _setting(
         "info", "the least important events that are logged", "debug, info, warning, error or critical"
@@ -364,18 +353,14 @@ class _ConflictError(ValueError):
 def _conninfo_secrets(conninfo: str) -> Iterator[str]:
     if not conninfo:
         return
-    from psycopg.pq import Conninfo as LibpqConninfo
-
-    hidden = {"scram_client_key", "scram_server_key"}
-    hidden.update(option.keyword.decode() for option in LibpqConninfo.get_defaults() if option.dispchar == b"*")
     for keyword, value in _libpq_parameters(conninfo).items():
-        if keyword in hidden:
+        if keyword in _SECRET_PARAMETERS:
             yield value
     yield from _url_passwords(conninfo)
     if "://" in conninfo:
         for parameter in conninfo.partition("?")[2].split("&"):
             keyword, _, value = parameter.partition("=")
-            if unquote(keyword) in hidden:
+            if unquote(keyword) in _SECRET_PARAMETERS:
                 yield value
 
 
@@ -465,8 +450,6 @@ def _target(name: str) -> str | None:
 
 
 def _unknown(name: str) -> str:
-    from difflib import get_close_matches
-
     base = name.removesuffix("_FILE")
     close = get_close_matches(base, _FIELDS, n=1, cutoff=0.8)
     if base.endswith("_BOOTSTRAP_SERVERS"):
