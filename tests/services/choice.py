@@ -67,12 +67,17 @@ class Choice(Generic[S]):
         return self._shared
 
     def private(self) -> S:
-        """Return an instance that the test may stop and kill, up and running; skip the test if there can be none."""
+        """Return an instance that the test may stop and kill, up and running.
+
+        The test is skipped if there is only one that somebody else runs.
+        """
         if self._private is None:
             try:
                 self._private = self._start("private", [c for c in self._candidates if not c.external])
             except RuntimeError as error:
-                pytest.skip(str(error))
+                if any(c.external for c in self._candidates):
+                    pytest.skip(str(error))
+                pytest.fail(str(error), pytrace=False)
         self._private.start()
         return self._private
 

@@ -229,7 +229,9 @@ def kafka_candidates(environ: Mapping[str, str]) -> list[Candidate[Kafka]]:
         problem = why_no_docker()
         candidates.append(Candidate(f"{IMAGE} in Docker", problem or reason, None if problem else _in_container))
         problem = _why_no_apache_kafka()
-        candidates.append(Candidate(f"Apache Kafka {APACHE_KAFKA}", problem or reason, None if problem else ApacheKafka))
+        candidates.append(
+            Candidate(f"Apache Kafka {APACHE_KAFKA}", problem or reason, None if problem else ApacheKafka)
+        )
     if wanted != "apache":
         candidates.append(Candidate("the embedded broker", reason, EmbeddedKafka))
     return candidates
@@ -250,6 +252,9 @@ def _broker_settings(*, listeners: str, advertised: str, controller: str) -> dic
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
         "auto.create.topics.enable": "false",
+        # A broker that was killed is let in again only when its last session has expired.
+        "broker.heartbeat.interval.ms": "500",
+        "broker.session.timeout.ms": "4000",
         "group.initial.rebalance.delay.ms": "0",
         "offsets.topic.num.partitions": "1",
         "offsets.topic.replication.factor": "1",

@@ -106,7 +106,7 @@ class Process:
     @property
     def rss_mb(self) -> float:
         """Its resident memory, in MiB."""
-        return psutil.Process(self.pid).memory_info().rss / 2**20
+        return int(psutil.Process(self.pid).memory_info().rss) / 2**20
 
     @property
     def stdout(self) -> str:
@@ -149,7 +149,7 @@ class Process:
             pump.join()
 
     def wait_for_log(self, event: str, within: float = 20.0, **fields: Any) -> dict[str, Any]:
-        """Return the first log line of that event with those fields; the test fails at the deadline or the process's end.
+        """Return the first log line of that event with those fields, or fail at the deadline or the process's end.
 
         Lines that came before the call count too.
         """
