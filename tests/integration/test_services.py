@@ -23,6 +23,7 @@ def _first_value(kafka: Kafka, topic: str) -> bytes:
             "bootstrap.servers": kafka.bootstrap_servers,
             "group.id": secrets.token_hex(6),
             "auto.offset.reset": "earliest",
+            **kafka.consumer_options,
         }
     )
     consumer.subscribe([topic])

@@ -14,12 +14,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from connector.demo.embedded import EmbeddedBroker, broker_answers, free_port, spawn
+from connector.demo.embedded import QUICK_GROUP, EmbeddedBroker, broker_answers, free_port, spawn
 from tests.services.choice import Candidate
 from tests.services.containers import Container, docker_host, why_no_docker
 from tests.services.eventually import eventually
@@ -36,6 +37,8 @@ class Kafka:
 
     kind = "external"
     durable = True
+    # Short, so that a group is quick to notice that a consumer was killed.
+    consumer_options: ClassVar[Mapping[str, str]] = {"session.timeout.ms": "6000", "heartbeat.interval.ms": "1000"}
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._bootstrap_servers = bootstrap_servers
@@ -91,6 +94,7 @@ class EmbeddedKafka(Kafka):
 
     kind = "embedded"
     durable = False
+    consumer_options = QUICK_GROUP
 
     def __init__(self, directory: Path) -> None:
         self._broker = EmbeddedBroker(directory)

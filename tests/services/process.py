@@ -43,7 +43,9 @@ class Response:
 def environment(database: Database, kafka: Kafka, topic: str) -> dict[str, str]:
     """Return the CONNECTOR_ variables for a pipeline of its own through a database and a topic."""
     name = topic.replace("-", "_")
+    options = {name.upper().replace(".", "_"): value for name, value in kafka.consumer_options.items()}
     return {
+        **{f"CONNECTOR_CONSUMER_{name}": value for name, value in options.items()},
         "CONNECTOR_DATABASE_URL": database.url,
         "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "CONNECTOR_TOPICS": topic,
