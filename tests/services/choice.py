@@ -18,8 +18,8 @@ class Service(Protocol):
     def start(self) -> None:
         """Start it and wait until it answers; nothing if it runs."""
 
-    def stop(self) -> None:
-        """Stop it; nothing if it is down."""
+    def close(self) -> None:
+        """Stop it for good; nothing if it is down."""
 
 
 S = TypeVar("S", bound=Service)
@@ -44,6 +44,7 @@ class Choice(Generic[S]):
         self._directory = directory
         self._shared: S | Exception | None = None
         self._private: S | None = None
+        self._failed: set[str] = set()
         self.failures: list[str] = []
 
     def describe(self) -> str:
@@ -85,17 +86,18 @@ class Choice(Generic[S]):
         """Stop what was started."""
         for service in (self._shared, self._private):
             if service is not None and not isinstance(service, Exception):
-                service.stop()
+                service.close()
 
     def _start(self, purpose: str, candidates: Sequence[Candidate[S]]) -> S:
         for number, candidate in enumerate(candidates):
-            if candidate.make is None:
+            if candidate.make is None or candidate.name in self._failed:
                 continue
             service = candidate.make(self._directory / f"{self._what.lower()}-{purpose}-{number}")
             try:
                 service.start()
             except Exception as error:  # noqa: BLE001 (whatever is wrong with Docker or a download: try the next one)
-                service.stop()
+                service.close()
+                self._failed.add(candidate.name)
                 self.failures.append(f"{self._what}: {candidate.name} did not start: {error}")
             else:
                 return service

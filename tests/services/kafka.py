@@ -64,6 +64,10 @@ class Kafka:
         self.stop()
         self.start()
 
+    def close(self) -> None:
+        """Stop it for good."""
+        self.kill()
+
     def admin(self) -> AdminClient:
         """Return a new client for topics, groups and offsets."""
         return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
@@ -214,6 +218,9 @@ class ContainerKafka(Kafka):
     def kill(self) -> None:
         self._container.signal("SIGKILL")
 
+    def close(self) -> None:
+        self._container.remove()
+
 
 def kafka_candidates(environ: Mapping[str, str]) -> list[Candidate[Kafka]]:
     """Return the ways to have a Kafka, best first.
@@ -306,10 +313,19 @@ def apache_kafka_libraries() -> Path:
             encoding="utf-8",
         )
         goal = ["dependency:copy-dependencies", f"-DoutputDirectory={scratch}/libraries"]
-        command = [shutil.which("mvn") or "mvn", "--batch-mode", "--quiet", "--file", str(pom), *goal]
+        command = [
+            shutil.which("mvn") or "mvn",
+            "--batch-mode",
+            "--quiet",
+            "-Dstyle.color=never",
+            "--file",
+            str(pom),
+            *goal,
+        ]
         fetched = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if fetched.returncode != 0:
-            raise RuntimeError(f"Maven could not fetch Apache Kafka {APACHE_KAFKA}: {fetched.stdout[-1000:]}")
+            reason = next((line for line in fetched.stdout.splitlines() if "ERROR" in line), fetched.stderr[-500:])
+            raise RuntimeError(f"Maven could not fetch Apache Kafka {APACHE_KAFKA}: {reason}")
         # Whoever comes second finds the folder there; both are the same.
         with suppress(OSError):
             (Path(scratch) / "libraries").rename(libraries)

@@ -75,6 +75,10 @@ class Postgres:
         self.stop(mode)
         self.start()
 
+    def close(self) -> None:
+        """Stop it for good."""
+        self.stop("immediate")
+
     @contextmanager
     def database(self) -> Iterator[Database]:
         """Give a fresh, empty database, and drop it afterwards with its slots."""
@@ -145,6 +149,9 @@ class ContainerPostgres(Postgres):
 
     def stop(self, mode: StopMode = "fast") -> None:
         self._container.signal("SIGINT" if mode == "fast" else "SIGQUIT")
+
+    def close(self) -> None:
+        self._container.remove()
 
 
 def postgres_candidates(environ: Mapping[str, str]) -> list[Candidate[Postgres]]:
