@@ -9,16 +9,18 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
 
+from psycopg import Error
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from connector.errors import ConfigurationError
+from connector.outbox import Table
 
 _PREFIX = "CONNECTOR_"
 _TABLE_START = "<!-- settings -->"
@@ -28,7 +30,6 @@ _TABLE_END = "<!-- /settings -->"
 _IDENTIFIER_BYTES = 63
 _IDENTIFIER = r'"(?:[^"\x00]|"")+"|[^\W\d][\w$]*'
 _TABLE = re.compile(rf"(?:(?P<schema>{_IDENTIFIER})\.)?(?P<name>{_IDENTIFIER})")
-_PLAIN_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_$]*")
 _SLOT = re.compile(r"[a-z0-9_]{1,63}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _BROKER = re.compile(r"(?:\w+://)?(?:[\w.-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5})?")
@@ -69,21 +70,6 @@ _LIBPQ_PHRASES = (
     "unexpected character",
 )
 _LONGEST_FILE = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table's schema and name as PostgreSQL stores them: folded and without quotes."""
-
-    schema: str
-    name: str
-
-    def __str__(self) -> str:
-        """Give the name as SQL writes it, quoted where it must be."""
-        return ".".join(
-            part if _PLAIN_IDENTIFIER.fullmatch(part) else '"' + part.replace('"', '""') + '"'
-            for part in (self.schema, self.name)
-        )
 
 
 def parse_table(text: str) -> Table:
@@ -138,10 +124,6 @@ def _conninfo(text: str) -> str:
 
 
 def _libpq_parameters(conninfo: str) -> dict[str, str]:
-    # psycopg costs as much to import as all of this module, and is not needed for the documentation or for bad usage.
-    from psycopg import Error  # noqa: PLC0415
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
-
     try:
         return {keyword: str(value) for keyword, value in conninfo_to_dict(conninfo).items()}
     except (Error, UnicodeError) as error:
@@ -195,7 +177,7 @@ _SECONDS = "a number of seconds"
 
 def _setting(default: object, meaning: str, expects: str, *, shown: str = "", secret: bool = False) -> Any:  # noqa: ANN401 - a declaration stands where the field's default would
     """Declare a setting: `expects` completes "set it to …", `shown` is its default as a person would write it."""
-    written = shown or str(default if isinstance(default, str | int | float | Table) else "")
+    written = shown or str(default if isinstance(default, str | int) else "")
     extra: dict[str, Any] = {"expects": expects, "default": written}
     if callable(default):
         return Field(default_factory=default, description=meaning, json_schema_extra=extra, repr=not secret)
@@ -240,9 +222,14 @@ class Settings(BaseSettings):
         {}, "the same, for the sink's consumer only", "what librdkafka accepts for the option", secret=True
     )
     outbox_table: TableName = _setting(
-        Table("public", "agent_outbox_messages"), "the outbox; names are read as SQL reads them", _A_TABLE
+        Table("public", "agent_outbox_messages"),
+        "the outbox; names are read as SQL reads them",
+        _A_TABLE,
+        shown="public.agent_outbox_messages",
     )
-    history_table: TableName = _setting(Table("public", "chat_histories"), "where chat history is stored", _A_TABLE)
+    history_table: TableName = _setting(
+        Table("public", "chat_histories"), "where chat history is stored", _A_TABLE, shown="public.chat_histories"
+    )
     slot_name: Annotated[str, AfterValidator(_slot)] = _setting(
         "outbox_connector", "the logical replication slot", "1 to 63 of a-z, 0-9 and _"
     )
@@ -416,6 +403,8 @@ def _read(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         target = _target(name)
         if target is None:
             problems[name] = _unknown(name)
+        elif not _is_text(value):
+            problems[name] = "is not UTF-8; set it to text that is"
         elif target == name:
             found[name] = value
         elif environ.get(target, "").strip():
@@ -433,6 +422,11 @@ def _is_service_link(name: str, value: str) -> bool:
     if _SERVICE_LINK.fullmatch(name):
         return True
     return name.endswith("_PORT") and _SERVICE_LINK_VALUE.match(value) is not None
+
+
+def _is_text(value: str) -> bool:
+    # Bytes of the environment that are no UTF-8 come as lone surrogates, which no library down the line can send.
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _target(name: str) -> str | None:

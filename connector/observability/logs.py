@@ -67,7 +67,9 @@ def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
     spellings = set()
     for secret in filter(None, secrets):
         dsn = re.sub(r"([\\'])", r"\\\1", secret)
-        spellings |= {secret, quote(secret, safe=""), quote_plus(secret), dsn, repr(secret)[1:-1], repr(dsn)[1:-1]}
+        spellings |= {secret, dsn, repr(secret)[1:-1], repr(dsn)[1:-1]}
+        # The environment's odd bytes come as surrogates.
+        spellings |= {encode(secret, safe="", errors="surrogateescape") for encode in (quote, quote_plus)}
     if not spellings:
         return None
     # The longest first, or a secret that starts with another one would leave its tail behind.
