@@ -7,6 +7,8 @@ stores an offset only when told to, after the database has the message.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple
@@ -16,10 +18,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from connector.errors import ConfigurationError
+from connector.observability.logs import get_logger
 
 __all__ = [
     "Admin",
     "Consumer",
+    "DeadLetterUndelivered",
+    "DeadLetters",
     "Fate",
     "Kafka",
     "KafkaError",
@@ -27,6 +32,8 @@ __all__ = [
     "Message",
     "Producer",
     "Publisher",
+    "Reachability",
+    "Subscription",
     "TopicPartition",
     "TopicState",
     "fate_of",
@@ -39,6 +46,9 @@ Headers = list[tuple[str, bytes]]
 # Below the 100 MB at which a broker drops the connection instead of answering: beyond it no answer would ever come.
 LARGEST_MESSAGE: Final = 64 * 1024 * 1024
 _RECORD_OVERHEAD: Final = 100
+_DEAD_LETTER_SECONDS: Final = 10.0
+
+_log = get_logger("kafka")
 
 _PRODUCER: Final[dict[str, str | int | bool]] = {
     "enable.idempotence": True,
@@ -119,14 +129,14 @@ class Kafka(NamedTuple):
         merged["logger"] = log or logging.getLogger("librdkafka")
         return merged
 
-    def producer(self, **more: str | int) -> Producer:
-        """Make a producer.
+    def producer(self, on_error: Callable[[KafkaError], None]) -> Producer:
+        """Make a producer; `on_error` hears of trouble with the brokers from within `poll`.
 
         Raises:
             ConfigurationError: librdkafka refuses an option.
         """
-        own = {name.replace("_", "."): value for name, value in more.items()}
-        configuration = self._configuration(_PRODUCER, own, self.options, self.producer_options)
+        configuration = self._configuration(_PRODUCER, self.options, self.producer_options)
+        configuration["error_cb"] = on_error
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_PRODUCER_*", Producer, configuration)
 
     def consumer(self, group_id: str, instance_id: str | None, on_error: Callable[[KafkaError], None]) -> Consumer:
@@ -163,7 +173,7 @@ def _made(variables: str, client: Callable[[dict[str, Any]], Any], configuration
 class Publisher:
     """A producer, with what is known of the topics' limits."""
 
-    def __init__(self, kafka: Kafka, topics: Iterable[str]) -> None:
+    def __init__(self, kafka: Kafka, topics: Iterable[str], on_error: Callable[[KafkaError], None]) -> None:
         """Make the producer, its batches small enough for each of the topics, as far as they can be asked."""
         self._admin = kafka.admin()
         self._limits: dict[str, int | None] = {}
@@ -172,7 +182,7 @@ class Publisher:
         # A broker refuses a whole batch that exceeds its topic's limit, with all of the small messages in it.
         self.batch_size = max(1, min([wanted, *(limit - _RECORD_OVERHEAD for limit in limits)]))
         options = {**kafka.producer_options, "batch.size": str(self.batch_size)}
-        self.producer = kafka._replace(producer_options=options).producer()
+        self.producer = kafka._replace(producer_options=options).producer(on_error)
         self.produce = self.producer.produce
         self.poll = self.producer.poll
 
@@ -208,6 +218,202 @@ def size_of(message: Message) -> int:
         + sum(len(name) + len(value or b"") for name, value in headers)
         + _RECORD_OVERHEAD
     )
+
+
+class Subscription:
+    """A member of a consumer group, cooperative, whose offsets move only when told to."""
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        topics: Sequence[str],
+        group_id: str,
+        instance_id: str | None,
+        on_error: Callable[[KafkaError], None],
+    ) -> None:
+        """Subscribe; `assigned` is None until the group has answered."""
+        self._consumer: Consumer = kafka.consumer(group_id, instance_id, on_error)
+        self._on_error = on_error
+        self._paused = False
+        self._kept: list[Message] = []
+        self.assigned: set[tuple[str, int]] | None = None
+        self.problem: str | None = None
+        """What Kafka has against the subscription, such as a topic that is not there."""
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_assign(partitions)
+        self.assigned = (self.assigned or set()) | {(p.topic, p.partition) for p in partitions}
+        if self._paused and partitions:
+            consumer.pause(partitions)
+        self.problem = None
+        _log.info("partitions_assigned", new=len(partitions), all=len(self.assigned))
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_unassign(partitions)
+        self.assigned = (self.assigned or set()) - {(p.topic, p.partition) for p in partitions}
+        _log.info("partitions_revoked", gone=len(partitions), all=len(self.assigned))
+
+    def take(self, most: int, seconds: float) -> list[Message]:
+        """Return up to so many messages, waiting so long for the first and not at all for the others."""
+        messages, self._kept = self._kept, []
+        if not messages:
+            first = self._consumer.poll(seconds)
+            if first is None:
+                return []
+            messages = [first, *self._consumer.consume(most - 1, 0)]
+        return [message for message in messages if self._is_message(message) and self.owns(message)]
+
+    def _is_message(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        self.problem = f"topic {message.topic()}: {error.str()} ({error.name()})"
+        _log.warning("consumer_error", error=self.problem)
+        self._on_error(error)
+        return False
+
+    def owns(self, message: Message) -> bool:
+        """Tell whether the message's partition is still ours."""
+        return (message.topic(), message.partition()) in (self.assigned or ())
+
+    def store(self, messages: Sequence[Message]) -> None:
+        """Let the offsets behind these messages be committed: the database has them."""
+        last: dict[tuple[str, int], int] = {}
+        for message in messages:
+            last[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
+        for (topic, partition), offset in last.items():
+            if (topic, partition) in (self.assigned or ()):
+                try:
+                    self._consumer.store_offsets(offsets=[TopicPartition(topic, partition, offset)])
+                except KafkaException as error:
+                    # The partition went away this moment; its next owner reads the messages again.
+                    _log.info("offset_not_stored", topic=topic, partition=partition, error=error.args[0].str())
+        self.problem = None
+
+    def pause(self) -> None:
+        """Take no more messages, of partitions to come either."""
+        self._paused = True
+        self._consumer.pause(self._consumer.assignment())
+
+    def resume(self) -> None:
+        """Take messages again."""
+        if self._paused:
+            self._paused = False
+            self._consumer.resume(self._consumer.assignment())
+
+    def idle(self, seconds: float) -> None:
+        """Stay in the group without taking messages; what had arrived before is kept for the next `take`."""
+        message = self._consumer.poll(seconds)
+        if message is not None:
+            self._kept.append(message)
+
+    def close(self) -> None:
+        """Commit what is stored and leave the group (a static member keeps its place for a while)."""
+        self._consumer.close()
+
+
+class DeadLetterUndelivered(Exception):
+    """Kafka did not take a dead letter; its original must not be skipped."""
+
+
+class DeadLetters:
+    """Copies values that name no outbox row to a topic where somebody can look at them."""
+
+    def __init__(self, kafka: Kafka, topic: str) -> None:
+        """Remember where to; nothing is connected before the first letter."""
+        self._kafka = kafka
+        self._topic = topic
+        self._producer: Producer | None = None
+
+    def send(self, letters: Sequence[tuple[Message, str]]) -> None:
+        """Copy messages, each with its reason, and return once Kafka has them all.
+
+        Raises:
+            DeadLetterUndelivered: it has not; send them again later.
+        """
+        if not letters:
+            return
+        if self._producer is None:
+            self._producer = self._kafka.producer(lambda _error: None)
+        failed: list[KafkaError] = []
+
+        def delivered(error: KafkaError | None, _message: Message) -> None:
+            if error is not None:
+                failed.append(error)
+
+        try:
+            for message, reason in letters:
+                self._copy(self._producer, message, reason, delivered)
+            left = self._producer.flush(_DEAD_LETTER_SECONDS)
+        except (KafkaException, BufferError) as error:
+            raise DeadLetterUndelivered(f"dead-letter topic {self._topic}: {error}") from None
+        if left:
+            self._producer.purge()
+            self._producer.flush(1)
+            raise DeadLetterUndelivered(f"dead-letter topic {self._topic}: Kafka took no letter in time")
+        if failed:
+            raise DeadLetterUndelivered(f"dead-letter topic {self._topic}: {failed[0].str()}")
+
+    def _copy(self, producer: Producer, message: Message, reason: str, delivered: Delivery) -> None:
+        value = message.value()
+        headers: Headers = [(name, content or b"") for name, content in message.headers() or []]
+        headers += [
+            ("dead_letter_reason", reason.encode("utf-8", "replace")),
+            ("dead_letter_topic", (message.topic() or "").encode()),
+            ("dead_letter_partition", str(message.partition()).encode()),
+            ("dead_letter_offset", str(message.offset()).encode()),
+        ]
+
+        def too_large(error: KafkaError | None, answer: Message) -> None:
+            """A copy that the topic cannot hold gives way to a letter that tells where the original lies."""
+            if error is not None and fate_of(error) is Fate.TOO_LARGE and value is not None:
+                size = ("dead_letter_value_bytes", str(len(value)).encode())
+                producer.produce(self._topic, None, message.key(), on_delivery=delivered, headers=[*headers, size])
+            else:
+                delivered(error, answer)
+
+        producer.produce(self._topic, value, message.key(), on_delivery=too_large, headers=headers)
+
+
+class Reachability(threading.Thread):
+    """Knows whether Kafka answers; asks only when somebody has a doubt, so that an idle process stays idle."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        """Prepare the thread, which begins with a doubt."""
+        super().__init__(name="kafka-reachability", daemon=True)
+        self._admin = kafka.admin()
+        self._doubted = threading.Event()
+        self._doubted.set()
+        self._closed = False
+        self.problem: str | None = "Kafka was not reached yet"
+        """Why Kafka counts as away; None while it answers."""
+
+    def doubt(self, _error: object = None) -> None:
+        """Ask Kafka whether it is there; fits as librdkafka's `error_cb`."""
+        self._doubted.set()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._doubted.set()
+
+    def run(self) -> None:
+        """Ask at each doubt, until an answer comes."""
+        while True:
+            self._doubted.wait()
+            if self._closed:
+                return
+            self._doubted.clear()
+            try:
+                self._admin.topics(timeout=3)
+                self.problem = None
+            except KafkaException as error:
+                self.problem = f"Kafka does not answer: {error.args[0].str()}"
+                self._doubted.set()
+                time.sleep(0.5)
 
 
 class TopicState(NamedTuple):

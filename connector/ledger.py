@@ -16,7 +16,7 @@ from connector.outbox import Failure, Fence
 class Lot:
     """Rows read together, with how many of them have no fate yet."""
 
-    __slots__ = ("awaited", "bytes", "end_lsn", "failures", "fences", "opened_at", "waits", "written")
+    __slots__ = ("awaited", "bytes", "closed", "end_lsn", "failures", "fences", "opened_at", "waits", "written")
 
     def __init__(self, opened_at: float) -> None:
         """Open a lot; `opened_at` is on the caller's monotonic clock, in seconds."""
@@ -45,12 +45,12 @@ class Lot:
     @property
     def answered(self) -> bool:
         """Whether Kafka has answered for every row, one way or the other."""
-        return self.awaited == 0
+        return self.closed and self.awaited == 0
 
     @property
     def settled(self) -> bool:
         """Whether every row is acknowledged, or its failure is written down."""
-        return self.awaited == 0 and self.written
+        return self.closed and self.awaited == 0 and self.written
 
 
 class Ledger:

@@ -189,14 +189,6 @@ class Bookkeeping:
         """End a walsender that still holds the slot, by its process id."""
         self._fetch("end_walsender", pid=pid)
 
-    def publication(self, name: str) -> tuple[list[str], str | None, bool] | None:
-        """Return a publication's columns of the outbox, its row filter, and whether it sends inserts only.
-
-        None if there is no publication of that name with the outbox in it.
-        """
-        record = self._fetch("publication", publication=name, outbox=str(self._tables.outbox)).fetchone()
-        return None if record is None else (record[0], record[1], record[2])
-
     def current_wal_lsn(self) -> int:
         """Return the server's write position."""
         record = self._fetch("current_wal_lsn").fetchone()

@@ -22,7 +22,7 @@ _KEEPALIVE: Final[dict[str, Any]] = {
 # and planning it once is enough.
 _SESSION: Final = sql.SQL(
     "set plan_cache_mode = force_generic_plan; set statement_timeout = {statement}; set lock_timeout = {lock};"
-    " set idle_in_transaction_session_timeout = '5min'"
+    " set idle_in_transaction_session_timeout = {idle}"
 )
 
 _ROW_FAULTS: Final = frozenset({
@@ -37,21 +37,32 @@ _UNPREPARED: Final = frozenset({"26000", "42P05"})
 
 
 def connect(
-    url: str, *, name: str, statement_seconds: float = 60, lock_seconds: float = 30, prepare: bool = True, **more: Any
+    url: str,
+    *,
+    name: str,
+    statement_seconds: float = 60,
+    lock_seconds: float = 30,
+    idle_in_transaction_seconds: float = 300,
+    prepare: bool = True,
 ) -> psycopg.Connection[tuple[Any, ...]]:
     """Open an ordinary connection in autocommit mode.
 
     `name` shows as `application_name`. A statement that runs longer than `statement_seconds`, or waits for a lock
-    longer than `lock_seconds`, is ended by the server.
+    longer than `lock_seconds`, is ended by the server, and so is a session that leaves a transaction open for
+    `idle_in_transaction_seconds`; 0 sets no limit.
 
     Raises:
         psycopg.OperationalError: the server cannot be reached, or refuses.
     """
     connection = psycopg.connect(
-        url, autocommit=True, prepare_threshold=0 if prepare else None, application_name=name, **{**_KEEPALIVE, **more}
+        url, autocommit=True, prepare_threshold=0 if prepare else None, application_name=name, **_KEEPALIVE
     )
     connection.execute(
-        _SESSION.format(statement=round(statement_seconds * 1000), lock=round(lock_seconds * 1000)).as_string(connection)
+        _SESSION.format(
+            statement=round(statement_seconds * 1000),
+            lock=round(lock_seconds * 1000),
+            idle=round(idle_in_transaction_seconds * 1000),
+        ).as_string(connection)
     )
     return connection
 

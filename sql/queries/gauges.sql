@@ -42,7 +42,7 @@ select count(*)
          limit %(bound)s) as held;
 
 -- name: slot_gauges
-select pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint,
-       pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint
+select case when pg_is_in_recovery() then null else pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint end,
+       case when pg_is_in_recovery() then null else pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint end
   from pg_replication_slots as s
  where s.slot_name = %(slot)s;

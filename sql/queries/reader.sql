@@ -117,12 +117,3 @@ select pg_replication_slot_advance(%(slot)s, %(lsn)s::pg_lsn);
 
 -- name: end_walsender
 select pg_terminate_backend(%(pid)s);
-
--- name: publication
-select t.attnames::text[], t.rowfilter,
-       p.pubinsert and not p.pubupdate and not p.pubdelete and not p.pubtruncate
-  from pg_publication as p
-  join pg_publication_tables as t on t.pubname = p.pubname
-  join pg_class as c on c.oid = %(outbox)s::regclass
-  join pg_namespace as n on n.oid = c.relnamespace and n.nspname = t.schemaname and c.relname = t.tablename
- where p.pubname = %(publication)s;

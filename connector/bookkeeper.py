@@ -1,0 +1,309 @@
+"""The reader's bookkeeping, beside the stream: marks, failures, confirmed positions, and rows that fall due.
+
+A thread of its own with a connection of its own, so that no write ever slows reading. What it is given is kept until it
+is written, however long the database is away; what it holds is bounded by the reader, which stops reading first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import psycopg
+
+from connector.ledger import Lot
+from connector.observability.logs import get_logger
+from connector.outbox import Fence, OutboxRow
+from connector.retries import Agenda
+from connector.store.bookkeeping import Bookkeeping, Connection, Settled
+from connector.store.connections import describe, is_conflict
+from connector.store.queries import Tables
+
+MARK_DELAY_SECONDS = 0.3
+"""Marks wait a moment: a row that the sink has consumed meanwhile needs none."""
+
+_MARKS_AT_ONCE = 2_000
+_MARKS_IN_A_HURRY = 20_000
+_DUE_AT_ONCE = 1_000
+_PROGRESS_SECONDS = 1.0
+_QUIET_SECONDS = 10.0
+_LONGEST_RECONNECT_WAIT = 5.0
+
+_log = get_logger("reader")
+
+
+class Bookkeeper(threading.Thread):
+    """Writes what the reader learns, and finds what falls due."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        tables: Tables,
+        slot: str,
+        *,
+        on_settled: Callable[[Sequence[Settled], Lot], None],
+        wake: Callable[[], None],
+        beat: Callable[[], None],
+    ) -> None:
+        """Prepare the thread; `wake` is called when the reader should look at `recorded_lsn` or `due`."""
+        super().__init__(name="bookkeeper", daemon=True)
+        self._connect = connect
+        self._tables = tables
+        self._slot = slot
+        self._on_settled = on_settled
+        self._wake = wake
+        self._beat = beat
+        self._condition = threading.Condition()
+        self._books: Bookkeeping | None = None
+        self._failed: deque[Lot] = deque()
+        self._due_answered: deque[Lot] = deque()
+        self._marks: deque[tuple[float, Lot]] = deque()
+        self._unmarked = 0
+        self._target_lsn = 0
+        self._recorded_at = 0.0
+        self._agenda = Agenda(time.monotonic())
+        self._serving = False
+        self._idle = False
+        self._due_in_flight = 0
+        self._draining = False
+        self._closed = False
+        self.recorded_lsn = 0
+        """How far the slot may be confirmed: recorded, durably."""
+        self.due: deque[OutboxRow] = deque()
+        """Rows for the reader to publish, in this order."""
+        self.problem: str | None = "not connected to the database yet"
+        """Why nothing can be written at the moment."""
+
+    # --- what the reader calls ---------------------------------------------------------------------------------------
+
+    @property
+    def unmarked(self) -> int:
+        """How many acknowledged rows wait for their mark."""
+        return self._unmarked
+
+    def serve(self, recorded_lsn: int) -> None:
+        """Begin to look for due rows: we lead. `recorded_lsn` is what the database has recorded of the slot."""
+        with self._condition:
+            self.recorded_lsn = recorded_lsn
+            self._target_lsn = recorded_lsn
+            self._agenda = Agenda(time.monotonic())
+            self._serving = True
+            self._condition.notify()
+
+    def stand_down(self) -> None:
+        """Stop looking for due rows: we do not lead any more."""
+        with self._condition:
+            self._serving = False
+            self._due_in_flight -= len(self.due)
+            self.due.clear()
+
+    def abandon(self) -> None:
+        """Forget which due rows are on their way: their messages were thrown away."""
+        with self._condition:
+            self._due_in_flight = sum(len(lot.fences) for lot in self._due_answered)
+            self.due.clear()
+
+    def answered(self, lot: Lot, *, due: bool) -> None:
+        """Take over a lot for whose every row Kafka has answered; `due` lots are marked at once."""
+        with self._condition:
+            if lot.failures:
+                self._failed.append(lot)
+            self._unmarked += len(lot.fences)
+            if due:
+                self._due_answered.append(lot)
+            else:
+                self._marks.append((time.monotonic(), lot))
+            self._condition.notify()
+
+    def confirm(self, lsn: int) -> None:
+        """Ask for a position to be recorded, so that it may be confirmed to the server."""
+        if lsn > self._target_lsn:
+            with self._condition:
+                self._target_lsn = lsn
+                self._condition.notify()
+
+    def hint(self, due_in: float) -> None:
+        """Pass on that a row may fall due in so many seconds."""
+        with self._condition:
+            self._agenda.hint(time.monotonic(), due_in)
+            self._condition.notify()
+
+    def set_idle(self, idle: bool) -> None:
+        """Say whether the stream is caught up with nothing in flight; only then are overlooked rows looked for."""
+        self._idle = idle
+
+    def drain(self, within: float) -> bool:
+        """Write everything now, and wait for it; tell whether all of it is written."""
+        deadline = time.monotonic() + within
+        with self._condition:
+            self._draining = True
+            self._serving = False
+            self._condition.notify()
+            while self._pending_writes() and self.is_alive():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._condition.wait(min(left, 0.2))
+            return not self._pending_writes()
+
+    def close(self) -> None:
+        """End the thread after what it is doing."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        self.join(5.0)
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until closed; reconnect for as long as it takes."""
+        wait = 0.1
+        while not self._closed:
+            try:
+                if self._books is None:
+                    self._books = Bookkeeping(self._connect(), self._tables, self._slot)
+                self._work(self._books)
+                self.problem = None
+                wait = 0.1
+                self._sleep()
+            except psycopg.Error as error:
+                if is_conflict(error):
+                    continue
+                self.problem = describe(error)
+                _log.warning("bookkeeping_interrupted", error=self.problem, unmarked=self._unmarked)
+                self._disconnect()
+                with self._condition:
+                    self._condition.wait(wait)
+                wait = min(wait * 2, _LONGEST_RECONNECT_WAIT)
+                self._beat()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._books is not None:
+            self._books.connection.close()
+            self._books = None
+
+    def _pending_writes(self) -> bool:
+        return bool(
+            self._failed or self._marks or self._due_answered or self._target_lsn > self.recorded_lsn
+        )
+
+    def _sleep(self) -> None:
+        self._beat()
+        with self._condition:
+            if self._closed or self._failed or self._due_answered:
+                return
+            wait = self._next_moment() - time.monotonic()
+            if wait > 0:
+                # Bounded, so that the loop shows that it lives.
+                self._condition.wait(min(wait, 5.0))
+
+    def _next_moment(self) -> float:
+        moments = [time.monotonic() + 5.0]
+        if self._marks:
+            hurry = self._draining or self._unmarked > _MARKS_IN_A_HURRY
+            moments.append(0.0 if hurry else self._marks[0][0] + MARK_DELAY_SECONDS)
+        if self._target_lsn > self.recorded_lsn:
+            moments.append(0.0 if self._draining else self._recorded_at + _PROGRESS_SECONDS)
+        if self._serving:
+            if not self._due_in_flight:
+                moments.append(self._agenda.look_at())
+            if self._idle:
+                moments.append(self._agenda.sweep_at())
+        return min(moments)
+
+    def _work(self, books: Bookkeeping) -> None:
+        # Taken before the failures are written, so that the failures among these lots are.
+        due_answered = list(self._due_answered)
+        self._write_failures(books)
+        self._write_due_marks(books, due_answered)
+        self._write_marks(books)
+        now = time.monotonic()
+        if self._target_lsn > self.recorded_lsn and (self._draining or now >= self._recorded_at + _PROGRESS_SECONDS):
+            target = self._target_lsn
+            books.record_progress(target)
+            self.recorded_lsn = target
+            self._recorded_at = now
+            self._wake()
+        if self._serving and not self._due_in_flight:
+            self._look(books, now)
+
+    def _write_failures(self, books: Bookkeeping) -> None:
+        while self._failed:
+            lot = self._failed[0]
+            with books.transaction():
+                settled = books.settle_failures(lot.failures)
+            with self._condition:
+                self._failed.popleft()
+                lot.written = True
+                for row in settled:
+                    if row.due_in is not None:
+                        self._agenda.hint(time.monotonic(), row.due_in)
+            self._on_settled(settled, lot)
+            self._wake()
+
+    def _write_due_marks(self, books: Bookkeeping, lots: list[Lot]) -> None:
+        """Mark due rows before they can be looked for again."""
+        for lot in lots:
+            books.mark_published(_acknowledged(lot))
+            with self._condition:
+                self._due_answered.popleft()
+                self._unmarked -= len(lot.fences)
+                self._due_in_flight -= len(lot.fences)
+                self._condition.notify_all()
+
+    def _write_marks(self, books: Bookkeeping) -> None:
+        while True:
+            fences: list[Fence] = []
+            rows = lots = 0
+            with self._condition:
+                ripe = time.monotonic() - MARK_DELAY_SECONDS
+                hurry = self._draining or self._unmarked > _MARKS_IN_A_HURRY
+                for queued_at, lot in self._marks:
+                    if rows >= _MARKS_AT_ONCE or not (hurry or queued_at <= ripe):
+                        break
+                    fences += _acknowledged(lot)
+                    rows += len(lot.fences)
+                    lots += 1
+            if not lots:
+                return
+            books.mark_published(fences)
+            with self._condition:
+                for _ in range(lots):
+                    self._marks.popleft()
+                self._unmarked -= rows
+                self._condition.notify_all()
+
+    def _look(self, books: Bookkeeping, now: float) -> None:
+        rows: list[OutboxRow] = []
+        if now >= self._agenda.look_at():
+            rows = books.due_rows(_DUE_AT_ONCE)
+            # A full batch says nothing about the next: look again when this one is done.
+            next_due = 0.0 if rows else books.seconds_to_next_due()
+            with self._condition:
+                self._agenda.looked(time.monotonic(), next_due)
+        elif self._idle and now >= self._agenda.sweep_at() and not self._marks and not self._failed:
+            rows = books.overlooked_rows(_QUIET_SECONDS, _DUE_AT_ONCE)
+            with self._condition:
+                self._agenda.swept(time.monotonic())
+            next_due = books.seconds_to_next_due()
+            if next_due is not None:
+                self.hint(next_due)
+            if rows:
+                _log.info("overlooked_rows_found", rows=len(rows), first_outbox_id=rows[0].fence.outbox_id)
+        if rows:
+            with self._condition:
+                if not self._serving:
+                    return
+                self._due_in_flight += len(rows)
+                self.due.extend(rows)
+            self._wake()
+
+
+def _acknowledged(lot: Lot) -> list[Fence]:
+    if not lot.failures:
+        return lot.fences
+    failed = {failure.outbox_id for failure in lot.failures}
+    return [fence for fence in lot.fences if fence.outbox_id not in failed]

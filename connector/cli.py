@@ -1,0 +1,263 @@
+"""The command line: reads the settings, puts the parts together, handles signals, and picks the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from connector.errors import ConfigurationError, ConnectorError, ServiceUnavailable, SetupRequired
+from connector.observability.logs import configure_logging, get_logger
+from connector.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from connector.kafka import Kafka
+    from connector.observability.metrics import Metrics
+    from connector.ops.setup import SetupOptions
+    from connector.store.gauges import Gauges
+    from connector.store.queries import Tables
+
+DONE, FAILED, USAGE, UNAVAILABLE, CONFIGURATION = 0, 1, 2, 69, 78
+
+_BOTH = frozenset({"database", "kafka"})
+
+
+class _Loop(Protocol):
+    def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.command(options)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            sys.stderr.write(f"outbox-connector: {problem}\n")
+        code = CONFIGURATION
+    except SetupRequired as error:
+        sys.stderr.write(f"outbox-connector: {error}\n")
+        code = CONFIGURATION
+    except ServiceUnavailable as error:
+        sys.stderr.write(f"outbox-connector: {error}\n")
+        code = UNAVAILABLE
+    except ConnectorError as error:
+        sys.stderr.write(f"outbox-connector: {error}\n")
+        code = FAILED
+    except KeyboardInterrupt:
+        code = FAILED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="outbox-connector",
+        description="Carries a PostgreSQL outbox to Kafka and from there into chat history.",
+        epilog="Every setting is an environment variable CONNECTOR_…; the README lists them.",
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    setup = commands.add_parser("setup", help="make schema, publication, slot and topics; safe to run again")
+    setup.add_argument("--print-sql", action="store_true", help="print the SQL instead of running it")
+    setup.set_defaults(command=_setup)
+
+    reader = commands.add_parser("reader", help="publish the outbox to Kafka until stopped")
+    reader.set_defaults(command=_reader)
+
+    sink = commands.add_parser("sink", help="store Kafka's messages in chat history until stopped")
+    sink.set_defaults(command=_sink)
+
+    return parser
+
+
+def _settings(needs: frozenset[str]) -> Settings:
+    settings = load_settings(needs=needs)
+    configure_logging(settings.log_level, settings.log_format, settings.secrets())
+    return settings
+
+
+def _tables(settings: Settings) -> Tables:
+    from connector.store.queries import Tables
+
+    return Tables(settings.outbox_table, settings.history_table)
+
+
+def _kafka(settings: Settings) -> Kafka:
+    from connector.kafka import Kafka
+
+    return Kafka(
+        settings.kafka_bootstrap_servers, settings.kafka_options, settings.producer_options, settings.consumer_options
+    )
+
+
+# --- setup -----------------------------------------------------------------------------------------------------------
+
+
+def _setup_options(settings: Settings) -> SetupOptions:
+    from connector.ops.setup import SetupOptions
+
+    return SetupOptions(
+        database_url=settings.database_url,
+        replication_url=settings.replication_url,
+        kafka=_kafka(settings),
+        tables=_tables(settings),
+        publication_name=settings.publication_name,
+        slot_name=settings.slot_name,
+        topics=settings.topics,
+        dead_letter_topic=settings.dead_letter_topic,
+        topic_partitions=settings.topic_partitions,
+        topic_replication=settings.topic_replication,
+        start_deadline_seconds=settings.start_deadline_seconds,
+    )
+
+
+def _setup(arguments: argparse.Namespace) -> int:
+    from connector.ops.setup import print_sql, setup
+
+    if arguments.print_sql:
+        sys.stdout.write(print_sql(_setup_options(_settings(frozenset()))) + "\n")
+        return DONE
+    setup(_setup_options(_settings(_BOTH)), lambda line: print(line, flush=True))
+    return DONE
+
+
+# --- the two processes -----------------------------------------------------------------------------------------------
+
+
+def _reader(_: argparse.Namespace) -> int:
+    from connector.observability.health import Health
+    from connector.observability.metrics import ReaderMetrics
+    from connector.reader import Reader, ReaderOptions
+
+    settings = _settings(_BOTH)
+    metrics, health = ReaderMetrics(), Health()
+    reader = Reader(
+        ReaderOptions(
+            database_url=settings.database_url,
+            replication_url=settings.replication_url,
+            kafka=_kafka(settings),
+            tables=_tables(settings),
+            slot_name=settings.slot_name,
+            publication_name=settings.publication_name,
+            topics=settings.topics,
+            wal_budget=settings.wal_budget,
+            shutdown_seconds=settings.shutdown_seconds,
+            start_deadline_seconds=settings.start_deadline_seconds,
+        ),
+        metrics,
+        health,
+    )
+    gauges = _gauges(settings, metrics)
+
+    def slot() -> None:
+        state = gauges.slot()
+        if state is not None:
+            metrics.replication_lag_bytes.set(state.lag)
+            metrics.slot_retained_wal_bytes.set(state.retained)
+
+    metrics.on_scrape(slot, metrics.replication_lag_bytes, metrics.slot_retained_wal_bytes)
+    health.ready("reader", "starting")
+    return _serve(settings, reader, metrics, health)
+
+
+def _sink(_: argparse.Namespace) -> int:
+    from connector.handlers import load_handlers
+    from connector.observability.health import Health
+    from connector.observability.metrics import SinkMetrics
+    from connector.sink import Sink, SinkOptions
+
+    settings = _settings(_BOTH)
+    metrics, health = SinkMetrics(), Health()
+    sink = Sink(
+        SinkOptions(
+            database_url=settings.database_url,
+            kafka=_kafka(settings),
+            tables=_tables(settings),
+            topics=settings.topics,
+            group_id=settings.group_id,
+            group_instance_id=settings.group_instance_id,
+            dead_letter_topic=settings.dead_letter_topic,
+            strict=settings.key_ordering == "strict",
+            start_deadline_seconds=settings.start_deadline_seconds,
+        ),
+        load_handlers(),
+        metrics,
+        health,
+    )
+    gauges = _gauges(settings, metrics)
+    metrics.on_scrape(lambda: metrics.held_messages.set(gauges.held()), metrics.held_messages)
+    health.ready("sink", "starting")
+    return _serve(settings, sink, metrics, health)
+
+
+def _gauges(settings: Settings, metrics: Metrics) -> Gauges:
+    """Let the gauges that need the database be asked for at each scrape."""
+    from connector.store.connections import connect
+    from connector.store.gauges import Gauges
+
+    gauges = Gauges(
+        lambda: connect(settings.database_url, name="outbox-connector metrics", statement_seconds=5),
+        _tables(settings),
+        settings.slot_name,
+    )
+
+    def backlog() -> None:
+        counts, _ = gauges.rows_by_status()
+        for status, rows in counts.items():
+            metrics.outbox_rows.labels(status=status).set(rows)
+        metrics.oldest_unconsumed_age_seconds.set(gauges.oldest_unconsumed_age() or 0.0)
+
+    metrics.on_scrape(backlog, metrics.outbox_rows, metrics.oldest_unconsumed_age_seconds)
+    return gauges
+
+
+def _serve(settings: Settings, loop: _Loop, metrics: Metrics, health: object) -> int:
+    """Run a loop with its HTTP endpoints until it ends or a signal asks it to."""
+    from connector.observability.http import HttpServer
+
+    log = get_logger("cli")
+    http = HttpServer(settings.http_port, health, metrics)  # type: ignore[arg-type]
+    log.info("http_listening", port=http.port)
+    on_signal = _stopper(loop.stop, settings.shutdown_seconds)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        loop.run()
+    except ConnectorError as error:
+        log.critical("stopped_by_error", kind=type(error).__name__, error=str(error))
+        raise
+    finally:
+        http.close()
+    log.info("stopped")
+    return DONE
+
+
+def _stopper(stop: Callable[[], None], within: float) -> Callable[[int, object], None]:
+    """Return a signal handler: the first signal asks to drain, the second one, or the end of the time, does not ask."""
+
+    def give_up() -> None:
+        get_logger("cli").error("shutdown_overran", seconds=within)
+        os._exit(FAILED)
+
+    asked = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if asked.is_set():
+            os._exit(FAILED)
+        asked.set()
+        timer = threading.Timer(within + 2.0, give_up)
+        timer.daemon = True
+        timer.start()
+        stop()
+
+    return on_signal

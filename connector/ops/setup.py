@@ -1,0 +1,123 @@
+"""`setup`: schema, publication, slot and topics. Safe to run again, and beside a running pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psycopg
+
+from connector.catch_up import prepare_slot
+from connector.errors import ServiceUnavailable, SetupRequired
+from connector.kafka import Kafka, KafkaException
+from connector.replication import ReplicationConnection, StreamEnded
+from connector.store.bookkeeping import Bookkeeping
+from connector.store.connections import connect, describe
+from connector.store.queries import Tables
+from connector.store.schema import migrate, publish, script
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SetupOptions:
+    """What `setup` is told by the settings."""
+
+    database_url: str
+    replication_url: str
+    kafka: Kafka
+    tables: Tables
+    publication_name: str
+    slot_name: str
+    topics: tuple[str, ...]
+    dead_letter_topic: str
+    topic_partitions: int
+    topic_replication: int
+    start_deadline_seconds: float
+
+
+def print_sql(options: SetupOptions) -> str:
+    """Return what `setup` does in the database as a script for psql."""
+    statements = script(options.tables, options.publication_name, options.slot_name)
+    return "\n\n".join(f"{statement.as_string().strip().removesuffix(';')};" for statement in statements)
+
+
+def setup(options: SetupOptions, say: Callable[[str], None]) -> None:
+    """Make what is missing; `say` gets a line for each thing, also for what was there already.
+
+    Raises:
+        ServiceUnavailable: PostgreSQL or Kafka did not answer before the start deadline.
+        SetupRequired: something is refused or in the way; the text tells what to do.
+    """
+    deadline = time.monotonic() + options.start_deadline_seconds
+    try:
+        _database(options, deadline, say)
+    except psycopg.Error as error:
+        raise SetupRequired(
+            f"PostgreSQL refuses: {describe(error)}. Run `setup` as the owner of the schema, with REPLICATION, or hand"
+            " `setup --print-sql` to a database administrator"
+        ) from error
+    _topics(options, deadline, say)
+
+
+def _database(options: SetupOptions, deadline: float, say: Callable[[str], None]) -> None:
+    connection = _before(
+        deadline,
+        "PostgreSQL",
+        lambda: connect(options.database_url, name="outbox-connector setup", lock_seconds=60, prepare=False),
+    )
+    with connection:
+        applied = migrate(connection, options.tables)
+        for migration in applied:
+            say(f"schema: applied {migration.version:04} {migration.name}")
+        if not applied:
+            say("schema: up to date")
+        done = publish(connection, options.tables, options.publication_name)
+        say(f"publication {options.publication_name}: {done}")
+        _slot(options, deadline, Bookkeeping(connection, options.tables, options.slot_name), say)
+
+
+def _slot(options: SetupOptions, deadline: float, books: Bookkeeping, say: Callable[[str], None]) -> None:
+    if books.slot_state() is not None:
+        say(f"slot {options.slot_name}: there")
+        return
+    replication = _before(deadline, "PostgreSQL", lambda: ReplicationConnection.open(options.replication_url))
+    try:
+        if not replication.try_lock(options.slot_name):
+            say(f"slot {options.slot_name}: a running reader makes it")
+            return
+        judgement = prepare_slot(replication, books, options.slot_name)
+        owed = "; the reader will first publish the rows that are pending already" if judgement.owed else ""
+        say(f"slot {options.slot_name}: created{owed}")
+    finally:
+        replication.close()
+
+
+def _topics(options: SetupOptions, deadline: float, say: Callable[[str], None]) -> None:
+    admin = options.kafka.admin()
+    there = _before(deadline, "Kafka", lambda: admin.topics(timeout=5))
+    wanted = [*options.topics, options.dead_letter_topic]
+    try:
+        made = admin.create_topics(
+            [topic for topic in wanted if topic not in there], options.topic_partitions, options.topic_replication
+        )
+    except KafkaException as error:
+        raise SetupRequired(
+            f"Kafka refuses to create a topic: {error.args[0].str()}. Create {', '.join(wanted)} by hand, or let this client"
+        ) from error
+    for topic in wanted:
+        say(f"topic {topic}: {'created' if topic in made else 'there'}")
+
+
+def _before(deadline: float, what: str, attempt: Callable[[], T]) -> T:
+    """Try until it works or the deadline is over."""
+    while True:
+        try:
+            return attempt()
+        except (psycopg.OperationalError, KafkaException, StreamEnded) as error:
+            if time.monotonic() > deadline:
+                text = describe(error) if isinstance(error, psycopg.Error) else str(error)
+                raise ServiceUnavailable(f"{what} stayed away past the start deadline: {text}") from error
+            time.sleep(0.5)

@@ -1,0 +1,272 @@
+"""The sink: from Kafka to the destination, one transaction a batch, and the offsets after it.
+
+One thread owns the consumer and the database connection. While the database is away the partitions are paused and the
+batch at hand is kept: the group keeps its member, no message is retried for an outage, and no offset moves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from connector.errors import EnvelopeError, PayloadError, ServiceUnavailable
+from connector.handlers import Handler
+from connector.kafka import DeadLetters, DeadLetterUndelivered, Kafka, Message, Reachability, Subscription
+from connector.observability.logs import get_logger
+from connector.outbox import Failure, decode_envelope
+from connector.store.connections import connect, describe, is_conflict, is_pooler_trouble
+from connector.store.queries import Tables
+from connector.store.settlement import HELD, STORED, Item, Result, Settlement
+
+if TYPE_CHECKING:
+    from connector.observability.health import Health
+    from connector.observability.metrics import SinkMetrics
+
+BATCH_ROWS: Final = 1_000
+_POLL_SECONDS: Final = 0.5
+_LONGEST_WAIT: Final = 5.0
+
+_log = get_logger("sink")
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOptions:
+    """What the sink is told by the settings."""
+
+    database_url: str
+    kafka: Kafka
+    tables: Tables
+    topics: tuple[str, ...]
+    group_id: str
+    group_instance_id: str | None
+    dead_letter_topic: str
+    strict: bool
+    start_deadline_seconds: float
+
+
+@dataclass(slots=True)
+class Batch:
+    """Messages taken together, sorted by what is to become of them."""
+
+    items: list[Item]
+    hopeless: list[Failure]
+    letters: list[tuple[Message, str]]
+    keys: dict[int, str]
+
+
+class Sink:
+    """Runs until told to stop; survives the loss of PostgreSQL and of Kafka."""
+
+    def __init__(
+        self, options: SinkOptions, handlers: Mapping[str, Handler], metrics: SinkMetrics, health: Health
+    ) -> None:
+        """Prepare; nothing is connected before `run`."""
+        self._options = options
+        self._handlers = handlers
+        self._metrics = metrics
+        self._health = health
+        self._stopping = False
+        self._settlement: Settlement | None = None
+        self._prepare = True
+        self._reachability = Reachability(options.kafka)
+        self._letters = DeadLetters(options.kafka, options.dead_letter_topic)
+        self._subscription: Subscription
+        self._database_problem: str | None = "not connected to the database yet"
+
+    def stop(self) -> None:
+        """Ask the sink to finish its batch and end; fit for a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Consume until stopped.
+
+        Raises:
+            ServiceUnavailable: PostgreSQL or Kafka stayed away past the start deadline.
+        """
+        self._health.watch("sink", stuck_after=180)
+        self._reachability.start()
+        self._await_services(time.monotonic() + self._options.start_deadline_seconds)
+        if self._stopping:
+            return
+        options = self._options
+        self._subscription = Subscription(
+            options.kafka, options.topics, options.group_id, options.group_instance_id, self._reachability.doubt
+        )
+        _log.info("subscribed", topics=list(options.topics), group=options.group_id)
+        try:
+            while not self._stopping:
+                self._report_readiness()
+                messages = self._subscription.take(BATCH_ROWS, _POLL_SECONDS)
+                if messages:
+                    self._settle(messages)
+        finally:
+            self._subscription.close()
+            self._disconnect()
+            self._reachability.close()
+        _log.info("drained")
+
+    def _await_services(self, deadline: float) -> None:
+        wait = 0.2
+        while not self._stopping:
+            self._health.beat("sink")
+            problem = self._reachability.problem
+            if self._settlement is None:
+                try:
+                    self._connected()
+                except psycopg.Error as error:
+                    problem = f"PostgreSQL: {describe(error)}"
+                    self._database_problem = problem
+            if problem is None:
+                return
+            self._health.ready("sink", problem)
+            if time.monotonic() > deadline:
+                raise ServiceUnavailable(f"past the start deadline: {problem}")
+            time.sleep(wait)
+
+    def _report_readiness(self) -> None:
+        self._health.beat("sink")
+        unassigned = None if self._subscription.assigned is not None else "no partitions are assigned yet"
+        self._health.ready(
+            "sink",
+            self._database_problem or self._reachability.problem or self._subscription.problem or unassigned,
+        )
+
+    # --- the database ------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Settlement:
+        if self._settlement is None or self._settlement.connection.closed:
+            options = self._options
+            connection = connect(options.database_url, name="outbox-connector sink", prepare=self._prepare)
+            self._settlement = Settlement(connection, options.tables, self._handlers, strict=options.strict)
+        self._database_problem = None
+        return self._settlement
+
+    def _disconnect(self) -> None:
+        if self._settlement is not None:
+            self._settlement.connection.close()
+            self._settlement = None
+
+    # --- a batch -----------------------------------------------------------------------------------------------------
+
+    def _settle(self, messages: list[Message]) -> None:
+        """Settle a batch, however long the database is away, then let its offsets be committed."""
+        wait = 0.1
+        while True:
+            batch = self._sort(messages)
+            try:
+                self._letters.send(batch.letters)
+                result = self._connected().settle(batch.items, batch.hopeless)
+                break
+            except (psycopg.Error, DeadLetterUndelivered) as error:
+                if isinstance(error, psycopg.Error):
+                    if is_conflict(error):
+                        continue
+                    self._database_problem = problem = describe(error)
+                    if is_pooler_trouble(error):
+                        self._prepare = False
+                    self._disconnect()
+                else:
+                    problem = str(error)
+                _log.warning("batch_postponed", error=problem, messages=len(messages))
+                self._health.ready("sink", problem)
+                if self._stopping:
+                    return
+                messages = self._pause(messages, wait)
+                wait = min(wait * 2, _LONGEST_WAIT)
+                if not messages:
+                    break
+        self._subscription.resume()
+        if not messages:
+            return
+        self._count(result, batch)
+        self._subscription.store(messages)
+
+    def _pause(self, messages: list[Message], seconds: float) -> list[Message]:
+        """Stay a member of the group for a while without taking more; return what is still ours of the batch."""
+        until = time.monotonic() + seconds
+        self._subscription.pause()
+        while time.monotonic() < until and not self._stopping:
+            self._health.beat("sink")
+            self._subscription.idle(0.1)
+        return [message for message in messages if self._subscription.owns(message)]
+
+    def _sort(self, messages: Iterable[Message]) -> Batch:
+        batch = Batch([], [], [], {})
+        places: dict[int, int] = {}
+        for message in messages:
+            try:
+                envelope = decode_envelope(message.value())
+            except EnvelopeError as error:
+                batch.letters.append((message, str(error)))
+                continue
+            key = message.key() or b""
+            outbox_id, attempt = envelope.outbox_id, envelope.attempt
+            batch.keys[outbox_id] = key.decode("utf-8", "replace")
+            handler = self._handlers.get(envelope.biz_type)
+            if handler is None:
+                text = f"no handler for biz_type {envelope.biz_type!r}: known are {', '.join(sorted(self._handlers))}"
+                batch.hopeless.append(Failure(outbox_id, attempt, text, "unknown_biz_type", final=True))
+                continue
+            try:
+                values = handler.parse(envelope.payload)
+            except PayloadError as error:
+                batch.hopeless.append(Failure(outbox_id, attempt, str(error), "payload", final=True))
+                continue
+            item = Item(outbox_id, attempt, envelope.biz_type, key, values)
+            place = places.get(outbox_id)
+            if place is None:
+                places[outbox_id] = len(batch.items)
+                batch.items.append(item)
+            else:
+                # Two copies of one message: the row is stored once, and what counts is its newest attempt.
+                batch.items[place] = max(batch.items[place], item, key=lambda copy: copy.attempt)
+                self._metrics.skipped.labels(reason="duplicate").inc()
+        return batch
+
+    def _count(self, result: Result, batch: Batch) -> None:
+        metrics = self._metrics
+        stored = held = 0
+        for outcome in result.outcomes:
+            if outcome.what == STORED:
+                stored += 1
+                if outcome.age is not None:
+                    metrics.end_to_end.observe(outcome.age)
+            elif outcome.what == HELD:
+                held += 1
+            else:
+                metrics.skipped.labels(reason=outcome.what).inc()
+        metrics.consumed.inc(stored)
+        metrics.sink_batch_rows.observe(len(result.outcomes) + len(result.failures))
+        metrics.dead_letters.inc(len(batch.letters))
+        for message, reason in batch.letters:
+            _log.warning(
+                "dead_letter", reason=reason, topic=message.topic(), partition=message.partition(), offset=message.offset()
+            )
+        if held:
+            _log.info("messages_held", messages=held)
+        self._count_failures(result, batch.keys)
+
+    def _count_failures(self, result: Result, keys: Mapping[int, str]) -> None:
+        settled = {row.outbox_id: row for row in result.settled}
+        for failure in result.failures:
+            row = settled.get(failure.outbox_id)
+            if row is None:
+                self._metrics.skipped.labels(reason="stale").inc()
+                continue
+            if row.dead:
+                self._metrics.dead.labels(reason=failure.reason).inc()
+            else:
+                self._metrics.retries_scheduled.inc()
+            _log.warning(
+                "message_dead" if row.dead else "retry_scheduled",
+                outbox_id=failure.outbox_id,
+                key=keys.get(failure.outbox_id),
+                attempt=failure.attempt,
+                error=failure.error,
+                due_in_seconds=row.due_in,
+            )
+

@@ -1,0 +1,84 @@
+"""What `/metrics` and `status` show of the database, at a cost that does not grow with the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import psycopg
+
+from connector.outbox import Status
+from connector.store.bookkeeping import Connection
+from connector.store.queries import Tables
+
+EXACT_BELOW_BYTES = 32 * 1024 * 1024
+"""A table up to this size is counted at every scrape; of a larger one, consumed rows are estimated."""
+
+COUNT_BOUND = 100_000
+"""Rows of one status are counted up to this many; beyond it the number shown is this one."""
+
+
+class SlotGauges(NamedTuple):
+    """How far the slot is behind the server's WAL, and how much of it the slot pins, in bytes."""
+
+    lag: int
+    retained: int
+
+
+class Gauges:
+    """Asks on a connection of its own, made when first needed and again after it was lost."""
+
+    def __init__(self, connect: Callable[[], Connection], tables: Tables, slot: str) -> None:
+        """Remember how to connect."""
+        self._connect = connect
+        self._tables = tables
+        self._slot = slot
+        self._connection: Connection | None = None
+
+    def _fetch(self, name: str, **arguments: object) -> list[tuple[Any, ...]]:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        try:
+            return self._connection.execute(self._tables.query("gauges", name), arguments).fetchall()
+        except psycopg.OperationalError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection; the next question opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def rows_by_status(self, exact_below: int = EXACT_BELOW_BYTES) -> tuple[dict[str, int], bool]:
+        """Return the number of rows of each status, and whether all of them are exact."""
+        outbox = str(self._tables.outbox)
+        ((size,),) = self._fetch("outbox_size", outbox=outbox)
+        counts = {status.value: 0 for status in Status}
+        if size <= exact_below:
+            counts.update(self._fetch("count_by_status"))
+            return counts, True
+        ((pending, published, dead),) = self._fetch("count_live_rows", bound=COUNT_BOUND)
+        ((total,),) = self._fetch("estimate_all_rows", outbox=outbox)
+        counts |= {
+            "pending": pending,
+            "published": published,
+            "dead": dead,
+            "consumed": max(0, total - pending - published - dead),
+        }
+        return counts, False
+
+    def oldest_unconsumed_age(self) -> float | None:
+        """Return the age in seconds of the oldest row that is neither consumed nor dead; None where there is none."""
+        ((age,),) = self._fetch("oldest_unconsumed_age")
+        return age  # type: ignore[no-any-return]
+
+    def held(self) -> int:
+        """Return how many rows wait for an earlier one of their key, counted up to the bound."""
+        ((held,),) = self._fetch("count_held", bound=COUNT_BOUND)
+        return int(held)
+
+    def slot(self) -> SlotGauges | None:
+        """Return the slot's lag and what it retains, or None where there is no slot or this server is a standby."""
+        rows = self._fetch("slot_gauges", slot=self._slot)
+        return None if not rows or rows[0][0] is None else SlotGauges(*rows[0])

@@ -1,0 +1,183 @@
+"""The sink's transaction: store a batch and mark it consumed, or write down why a row could not be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import psycopg
+from psycopg import errors, sql
+
+from connector.outbox import Failure
+from connector.store.bookkeeping import Connection, Settled, settle_failures, wake_reader
+from connector.store.connections import describe, is_row_fault
+from connector.store.queries import Tables, index_name
+
+STORED = "stored"
+HELD = "held"
+ALREADY_STORED = "already_stored"
+
+
+class Destination(Protocol):
+    """What a batch is stored with: a handler's columns and statement."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Column names with their PostgreSQL types."""
+
+    @property
+    def statement(self) -> str:
+        """The SQL that stores `accepted`."""
+
+
+class Item(NamedTuple):
+    """One message on its way to its destination: its row, the attempt, its key, and the handler's values."""
+
+    outbox_id: int
+    attempt: int
+    biz_type: str
+    key: bytes
+    values: Sequence[object]
+
+
+class Outcome(NamedTuple):
+    """What became of one message.
+
+    `what` is stored, held, already_stored, missing, or the terminal status its row had. Times are in seconds: since
+    the row was created, and until a held row is due.
+    """
+
+    outbox_id: int
+    what: str
+    age: float | None
+    due_in: float | None
+
+
+class Result(NamedTuple):
+    """What one transaction did: outcomes of messages, and failures with what became of their rows."""
+
+    outcomes: list[Outcome]
+    failures: list[Failure]
+    settled: list[Settled]
+
+
+class Settlement:
+    """Settles batches on one connection."""
+
+    def __init__(
+        self, connection: Connection, tables: Tables, destinations: Mapping[str, Destination], *, strict: bool
+    ) -> None:
+        """Compose each destination's statement; `strict` holds messages back behind an earlier one of their key."""
+        self.connection = connection
+        self._tables = tables
+        self._strict = strict
+        self._destinations = destinations
+        self._statements = {biz_type: self._compose(destination) for biz_type, destination in destinations.items()}
+        self._history_key = index_name(tables.history, "outbox_id_key")
+
+    def _compose(self, destination: Destination) -> sql.Composed:
+        parameters = sql.SQL("").join(
+            sql.SQL(", %({})s::{}[]").format(sql.SQL(_parameter(name)), sql.SQL(type_))  # of the handler's code, no input
+            for name, type_ in destination.columns.items()
+        )
+        columns = sql.SQL("").join(sql.SQL(", {}").format(sql.Identifier(name)) for name in destination.columns)
+        return self._tables.query(
+            "sink",
+            "store_batch",
+            handler_parameters=parameters,
+            handler_columns=columns,
+            handler_statement=sql.SQL(destination.statement).format(**self._tables.identifiers()),
+        )
+
+    def settle(self, items: Sequence[Item], hopeless: Sequence[Failure]) -> Result:
+        """Settle a batch in one transaction: all rows that can be stored are, the others get their failure.
+
+        Raises:
+            psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
+        """
+        try:
+            return self._transaction(items, hopeless, isolate=False)
+        except psycopg.Error as error:
+            if not is_row_fault(error):
+                raise
+        return self._transaction(items, hopeless, isolate=True)
+
+    def _transaction(self, items: Sequence[Item], hopeless: Sequence[Failure], *, isolate: bool) -> Result:
+        result = Result([], list(hopeless), [])
+        with self.connection.transaction():
+            if isolate:
+                # A deferred constraint would speak up only at the commit, when it is too late to tell whose it is.
+                self.connection.execute("set constraints all immediate")
+            if hopeless:
+                result.settled.extend(settle_failures(self.connection, self._tables, hopeless))
+            for group in waves(items):
+                if isolate:
+                    self._store_each_that_can(group, result)
+                else:
+                    result.outcomes.extend(self._store(group))
+            due = [row.due_in for row in (*result.settled, *result.outcomes) if row.due_in is not None]
+            if due:
+                wake_reader(self.connection, self._tables, min(due))
+        return result
+
+    def _store(self, group: Sequence[Item]) -> list[Outcome]:
+        biz_type = group[0].biz_type
+        arguments: dict[str, Any] = {"outbox_ids": [item.outbox_id for item in group], "strict": self._strict}
+        for place, name in enumerate(self._destinations[biz_type].columns):
+            arguments[_parameter(name)] = [item.values[place] for item in group]
+        rows = self.connection.execute(self._statements[biz_type], arguments)
+        return [Outcome(*row) for row in rows]
+
+    def _store_each_that_can(self, group: Sequence[Item], result: Result) -> None:
+        """Halve a group until the rows that the database refuses stand alone; their neighbours are stored."""
+        try:
+            with self.connection.transaction():
+                outcomes = self._store(group)
+        except psycopg.Error as error:
+            if not is_row_fault(error):
+                raise
+            if len(group) == 1:
+                self._refused(group[0], error, result)
+                return
+        else:
+            result.outcomes.extend(outcomes)
+            return
+        half = len(group) // 2
+        # In this order: an earlier message that fails is in the table before a later one of its key is looked at.
+        self._store_each_that_can(group[:half], result)
+        self._store_each_that_can(group[half:], result)
+
+    def _refused(self, item: Item, error: psycopg.Error, result: Result) -> None:
+        if self._holds_it_already(error):
+            self.connection.execute(self._tables.query("sink", "mark_already_stored"), {"id": item.outbox_id})
+            result.outcomes.append(Outcome(item.outbox_id, ALREADY_STORED, None, None))
+            return
+        failure = Failure(item.outbox_id, item.attempt, describe(error), "refused_by_database")
+        result.failures.append(failure)
+        result.settled.extend(settle_failures(self.connection, self._tables, [failure]))
+
+    def _holds_it_already(self, error: psycopg.Error) -> bool:
+        if not isinstance(error, errors.UniqueViolation):
+            return False
+        detail = error.diag.message_detail or ""
+        return error.diag.constraint_name == self._history_key or "(outbox_id)=" in detail
+
+
+def waves(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Split a batch into groups of one `biz_type` each, such that messages of one key keep their order.
+
+    Groups are as large as that allows: a new wave begins where a key turns up under another `biz_type`.
+    """
+    groups: dict[str, list[Item]] = {}
+    seen: dict[bytes, str] = {}
+    for item in items:
+        if seen.setdefault(item.key, item.biz_type) != item.biz_type:
+            yield from groups.values()
+            groups = {}
+            seen = {item.key: item.biz_type}
+        groups.setdefault(item.biz_type, []).append(item)
+    yield from groups.values()
+
+
+def _parameter(column: str) -> str:
+    return f"column_{column}"

@@ -1,0 +1,43 @@
+-- What `setup` asks and writes.
+
+-- name: lock_setup
+-- One setup at a time in a database; released at the transaction's end.
+select pg_advisory_xact_lock(hashtext('outbox_connector'), hashtext('setup'));
+
+-- name: create_migrations
+create table if not exists {migrations} (
+    outbox_table text        not null,
+    version      integer     not null,
+    name         text        not null,
+    applied_at   timestamptz not null default now(),
+    primary key (outbox_table, version)
+);
+
+-- name: applied_migrations
+select version from {migrations} where outbox_table = %(outbox)s;
+
+-- name: record_migration
+insert into {migrations} (outbox_table, version, name) values (%(outbox)s, %(version)s, %(name)s)
+on conflict (outbox_table, version) do nothing;
+
+-- name: create_publication
+create publication {publication}
+    for table {outbox} ({columns}) where (status = 'pending')
+    with (publish = 'insert');
+
+-- name: replace_publication_table
+alter publication {publication} set table {outbox} ({columns}) where (status = 'pending');
+
+-- name: publish_inserts_only
+alter publication {publication} set (publish = 'insert');
+
+-- name: publication_state
+-- One line if there is such a publication: what it publishes, and the outbox's columns and row filter in it.
+select p.pubinsert and not p.pubupdate and not p.pubdelete and not p.pubtruncate, t.attnames::text[], t.rowfilter,
+       (select count(*) from pg_publication_tables as all_tables where all_tables.pubname = p.pubname)
+  from pg_publication as p
+  left join pg_class as c on c.oid = %(outbox)s::regclass
+  left join pg_namespace as n on n.oid = c.relnamespace
+  left join pg_publication_tables as t
+         on t.pubname = p.pubname and t.schemaname = n.nspname and t.tablename = c.relname
+ where p.pubname = %(publication)s;

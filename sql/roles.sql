@@ -1,0 +1,23 @@
+-- Two roles with the least privilege that works. Run it as a database administrator after `outbox-connector setup`;
+-- then give each role a password or a certificate, and its URL to the process that runs as it.
+
+do $roles$
+begin
+    if not exists (select from pg_roles where rolname = 'outbox_reader') then
+        create role outbox_reader login replication;
+    end if;
+    if not exists (select from pg_roles where rolname = 'outbox_sink') then
+        create role outbox_sink login;
+    end if;
+end
+$roles$;
+
+-- The reader: the replication stream, and its marks on the outbox. It never sees history.
+grant usage on schema {outbox_schema} to outbox_reader;
+grant select, update on {outbox} to outbox_reader;
+grant select, insert, update on {slot_progress} to outbox_reader;
+
+-- The sink: its marks on the outbox, and new rows of history. It reads no history, and changes none.
+grant usage on schema {outbox_schema}, {history_schema} to outbox_sink;
+grant select, update on {outbox} to outbox_sink;
+grant insert on {history} to outbox_sink;
