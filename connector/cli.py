@@ -227,7 +227,6 @@ def _serve(settings: Settings, loop: _Loop, metrics: Metrics, health: object) ->
 
     log = get_logger("cli")
     http = HttpServer(settings.http_port, health, metrics)  # type: ignore[arg-type]
-    log.info("http_listening", port=http.port)
     on_signal = _stopper(loop.stop, settings.shutdown_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS: Final = 1_000
 _POLL_SECONDS: Final = 0.5
+_START_PAUSE: Final = 0.2
 _LONGEST_WAIT: Final = 5.0
 
 _log = get_logger("sink")
@@ -110,7 +111,7 @@ class Sink:
         _log.info("drained")
 
     def _await_services(self, deadline: float) -> None:
-        wait = 0.2
+        said = None
         while not self._stopping:
             self._health.beat("sink")
             problem = self._reachability.problem
@@ -123,9 +124,12 @@ class Sink:
             if problem is None:
                 return
             self._health.ready("sink", problem)
+            if problem != said:
+                said = problem
+                _log.warning("waiting_for_service", problem=problem)
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(f"past the start deadline: {problem}")
-            time.sleep(wait)
+            time.sleep(_START_PAUSE)
 
     def _report_readiness(self) -> None:
         self._health.beat("sink")

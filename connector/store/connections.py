@@ -62,7 +62,8 @@ def connect(
             statement=round(statement_seconds * 1000),
             lock=round(lock_seconds * 1000),
             idle=round(idle_in_transaction_seconds * 1000),
-        ).as_string(connection)
+        ).as_string(connection),
+        prepare=False,
     )
     return connection
 
