@@ -84,6 +84,21 @@ _CLIENT: Final[dict[str, str | int | bool]] = {
 }
 
 
+# What the guarantees stand on is not for the environment to change.
+_FIXED: Final = {
+    "enable.idempotence": "a retried produce request would double messages",
+    "acks": "an acknowledged message must be on every replica",
+    "message.timeout.ms": "an outage is not a message's fault",
+    "delivery.timeout.ms": "an outage is not a message's fault",
+    "transactional.id": "the reader does not use transactions",
+    "group.id": "it has a variable of its own, CONNECTOR_GROUP_ID",
+    "group.instance.id": "it has a variable of its own, CONNECTOR_POD_NAME",
+    "enable.auto.offset.store": "an offset is committed only after the database has the message",
+    "enable.auto.commit": "an offset is committed only after the database has the message",
+    "partition.assignment.strategy": "partitions are taken over cooperatively",
+}
+
+
 class Fate(Enum):
     """What a failed delivery means for its message."""
 
@@ -123,6 +138,18 @@ class Kafka(NamedTuple):
     def _configuration(
         self, *layers: Mapping[str, str | int | bool], log: logging.Logger | None = None
     ) -> dict[str, Any]:
+        problems = [
+            f"CONNECTOR_{side}_{name.upper().replace('.', '_')}: cannot be set: {_FIXED[name]}"
+            for side, options in (
+                ("KAFKA", self.options),
+                ("PRODUCER", self.producer_options),
+                ("CONSUMER", self.consumer_options),
+            )
+            for name in options
+            if name in _FIXED
+        ]
+        if problems:
+            raise ConfigurationError(problems)
         merged: dict[str, Any] = {**_CLIENT, "bootstrap.servers": self.bootstrap_servers}
         for layer in layers:
             merged.update(layer)
