@@ -70,9 +70,10 @@ _CONSUMER: Final[dict[str, str | int | bool]] = {
     "auto.commit.interval.ms": 1_000,
     "auto.offset.reset": "earliest",
     "partition.assignment.strategy": "cooperative-sticky",
-    "queued.max.messages.kbytes": 16 * 1024,
-    "queued.min.messages": 5_000,
-    "fetch.max.bytes": 16 * 1024 * 1024,
+    "queued.max.messages.kbytes": 8 * 1024,
+    "queued.min.messages": 2_000,
+    "fetch.max.bytes": 1024 * 1024,
+    "fetch.message.max.bytes": 128 * 1024,  # compressed: what a partition yields at once may be many times that
     "fetch.wait.max.ms": 100,
 }
 _CLIENT: Final[dict[str, str | int | bool]] = {
