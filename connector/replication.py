@@ -37,10 +37,11 @@ class StreamEnded(Exception):
 
 
 class System(NamedTuple):
-    """What IDENTIFY_SYSTEM answers: which cluster this is, and how far its WAL is written."""
+    """What IDENTIFY_SYSTEM answers: which cluster this is, how far its WAL is written, and which database it is."""
 
     identifier: str
     wal_position: int
+    database: str | None = None
 
 
 class ReplicationConnection:
@@ -53,8 +54,8 @@ class ReplicationConnection:
         self._socket = [connection.pgconn.socket]
 
     @classmethod
-    def open(cls, url: str) -> Self:
-        """Connect to a walsender.
+    def open(cls, url: str, connect_seconds: int = 10) -> Self:
+        """Connect to a walsender; each address is given `connect_seconds` to answer.
 
         Raises:
             psycopg.OperationalError: the server cannot be reached or refuses (no REPLICATION, no free sender).
@@ -65,7 +66,7 @@ class ReplicationConnection:
             prepare_threshold=None,
             replication="database",
             application_name="outbox-connector reader",
-            connect_timeout=10,
+            connect_timeout=connect_seconds,
             keepalives=1,
             keepalives_idle=10,
             keepalives_interval=5,
@@ -93,7 +94,7 @@ class ReplicationConnection:
         """Ask which cluster this is (IDENTIFY_SYSTEM)."""
         record = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
         assert record is not None
-        return System(record[0], parse_lsn(record[2]))
+        return System(record[0], parse_lsn(record[2]), record[3])
 
     def in_recovery(self) -> bool:
         """Tell whether this server is a standby."""

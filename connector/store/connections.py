@@ -9,7 +9,6 @@ from psycopg import sql
 
 # A peer that is gone without a word (a node lost its power, a firewall forgot the connection) is found out in seconds.
 _KEEPALIVE: Final[dict[str, Any]] = {
-    "connect_timeout": 10,
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -43,19 +42,25 @@ def connect(
     statement_seconds: float = 60,
     lock_seconds: float = 30,
     idle_in_transaction_seconds: float = 300,
+    connect_seconds: int = 10,
     prepare: bool = True,
 ) -> psycopg.Connection[tuple[Any, ...]]:
     """Open an ordinary connection in autocommit mode.
 
     `name` shows as `application_name`. A statement that runs longer than `statement_seconds`, or waits for a lock
     longer than `lock_seconds`, is ended by the server, and so is a session that leaves a transaction open for
-    `idle_in_transaction_seconds`; 0 sets no limit.
+    `idle_in_transaction_seconds`; 0 sets no limit. Each address is given `connect_seconds` to answer.
 
     Raises:
         psycopg.OperationalError: the server cannot be reached, or refuses.
     """
     connection = psycopg.connect(
-        url, autocommit=True, prepare_threshold=0 if prepare else None, application_name=name, **_KEEPALIVE
+        url,
+        autocommit=True,
+        prepare_threshold=0 if prepare else None,
+        application_name=name,
+        connect_timeout=connect_seconds,
+        **_KEEPALIVE,
     )
     connection.execute(
         _SESSION.format(
