@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from connector.errors import ConfigurationError
 from connector.observability.logs import get_logger
@@ -26,6 +26,8 @@ __all__ = [
     "DeadLetterUndelivered",
     "DeadLetters",
     "Fate",
+    "GroupMember",
+    "GroupState",
     "Kafka",
     "KafkaError",
     "KafkaException",
@@ -187,6 +189,15 @@ class Kafka(NamedTuple):
             ConfigurationError: librdkafka refuses an option.
         """
         return Admin(_made("CONNECTOR_KAFKA_*", AdminClient, self._configuration(self.options)))
+
+    def check_options(self, group_id: str, instance_id: str | None) -> None:
+        """Let librdkafka judge every option, without waiting for a broker.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        self.producer(lambda _error: None)
+        self.consumer(group_id, instance_id, lambda _error: None).close()
 
 
 def _made(variables: str, client: Callable[[dict[str, Any]], Any], configuration: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -445,10 +456,28 @@ class Reachability(threading.Thread):
 
 
 class TopicState(NamedTuple):
-    """A topic as the cluster describes it."""
+    """A topic as the cluster describes it; `in_sync` is the fewest replicas in sync of any of its partitions."""
 
     partitions: int
     replication: int
+    in_sync: int = 0
+    leaderless: int = 0
+
+
+class GroupMember(NamedTuple):
+    """A member of a consumer group, and how many partitions it has."""
+
+    client_id: str
+    host: str
+    instance_id: str | None
+    partitions: int
+
+
+class GroupState(NamedTuple):
+    """A consumer group as its coordinator describes it: `stable`, `empty`, or `dead`, which is a group never seen."""
+
+    state: str
+    members: list[GroupMember]
 
 
 class Admin:
@@ -466,7 +495,12 @@ class Admin:
         """
         metadata = self._client.list_topics(timeout=timeout)
         return {
-            name: TopicState(len(topic.partitions), max((len(p.replicas) for p in topic.partitions.values()), default=0))
+            name: TopicState(
+                len(topic.partitions),
+                max((len(p.replicas) for p in topic.partitions.values()), default=0),
+                min((len(p.isrs) for p in topic.partitions.values()), default=0),
+                sum(p.leader < 0 for p in topic.partitions.values()),
+            )
             for name, topic in metadata.topics.items()
             if topic.error is None
         }
@@ -519,4 +553,44 @@ class Admin:
             (entry.topic, entry.partition): entry.offset
             for entry in future.result().topic_partitions
             if entry.offset is not None and entry.offset >= 0
+        }
+
+    def group(self, group_id: str, timeout: float = 5) -> GroupState:
+        """Return a group's state and members.
+
+        Raises:
+            KafkaException: the group cannot be asked.
+        """
+        (future,) = self._client.describe_consumer_groups([group_id], request_timeout=timeout).values()
+        group = future.result()
+        members = [
+            GroupMember(
+                member.client_id,
+                member.host,
+                member.group_instance_id,
+                len(member.assignment.topic_partitions) if member.assignment else 0,
+            )
+            for member in group.members
+        ]
+        return GroupState(group.state.name.lower(), members)
+
+    def log_ranges(
+        self, partitions: Iterable[tuple[str, int]], timeout: float = 5
+    ) -> dict[tuple[str, int], tuple[int, int]]:
+        """Return the first offset and the one past the last of each partition.
+
+        Raises:
+            KafkaException: a partition cannot be asked.
+        """
+        wanted = [TopicPartition(topic, partition) for topic, partition in partitions]
+        if not wanted:
+            return {}
+        first, end = (
+            self._client.list_offsets(dict.fromkeys(wanted, spec), request_timeout=timeout)
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        )
+        ends = {(place.topic, place.partition): future.result().offset for place, future in end.items()}
+        return {
+            (place.topic, place.partition): (future.result().offset, ends[place.topic, place.partition])
+            for place, future in first.items()
         }
