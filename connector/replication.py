@@ -168,9 +168,22 @@ class ReplicationConnection:
             return None
         # Only the result says why the server closed the stream (a termination, a timeout, a shutdown).
         result = self._pgconn.get_result()
+        self._leave_stream(result)
         if result is None:
             raise StreamEnded("the server closed the stream without a reason")
         raise _ended(result)
+
+    def _leave_stream(self, result: pq.abc.PGresult | None) -> None:
+        """Take what is left of a stream that the server ended, so that the session takes commands again."""
+        self._pgconn.nonblocking = 0
+        try:
+            if result is not None and result.status == pq.ExecStatus.COPY_IN:
+                # The server is done sending and waits for us to be.
+                self._pgconn.put_copy_end()
+            while self._pgconn.get_result() is not None:
+                pass
+        except psycopg.Error:
+            return  # the connection is broken; the next command will say so
 
     def wait(self, others: list[int], seconds: float) -> None:
         """Wait until the stream or one of the other descriptors is readable, or the time is over."""
