@@ -16,8 +16,8 @@ locked as materialized (
      order by o.id
        for update of o
 ),
-held as materialized (
-    select l.id, earlier.due
+waiting as materialized (
+    select l.id, l.topic, l.message_key, earlier.due
       from locked as l
       join incoming as i on i.outbox_id = l.id
       cross join lateral (
@@ -38,6 +38,14 @@ held as materialized (
                               and any_unsettled.status in ('pending', 'published')))
        and l.status in ('pending', 'published')
        and earlier.due is not null
+),
+held as materialized (
+    -- What waits holds back all that follow it in its key, also those that are in this batch with it.
+    select l.id, max(w.due) as due
+      from waiting as w
+      join locked as l on l.message_key = w.message_key and l.topic = w.topic and l.id >= w.id
+     where l.status in ('pending', 'published')
+     group by l.id
 ),
 accepted as materialized (
     select i.*
