@@ -71,7 +71,8 @@ consumed as (
 held_back as (
     update {outbox} as o
        set status = 'pending',
-           next_retry_at = greatest(h.due, clock_timestamp() + interval '1 second'),
+           -- One due time for all of a key, among which the reader then takes the lower id first.
+           next_retry_at = greatest(h.due, statement_timestamp() + interval '1 second'),
            updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
       from held as h
      where o.id = h.id
