@@ -21,3 +21,6 @@ grant select, insert, update on {slot_progress} to outbox_reader;
 grant usage on schema {outbox_schema}, {history_schema} to outbox_sink;
 grant select, update on {outbox} to outbox_sink;
 grant insert on {history} to outbox_sink;
+
+-- Both: what `outbox-connector doctor` compares with what it knows.
+grant select on {migrations} to outbox_reader, outbox_sink;

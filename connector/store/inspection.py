@@ -30,7 +30,7 @@ class Untold:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server and its limits; bytes and seconds, None where this version has no such setting."""
+    """The server and its limits, in bytes and seconds; None where there is no limit."""
 
     version: int
     version_text: str

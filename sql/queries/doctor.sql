@@ -2,7 +2,7 @@
 -- about a table that is missing or forbidden too.
 
 -- name: server
--- An older server lacks some of the settings: they are null then.
+-- A limit that is not set, or that an older server does not know, is null.
 select current_setting('server_version_num')::integer,
        current_setting('server_version'),
        current_setting('wal_level'),
@@ -11,8 +11,10 @@ select current_setting('server_version_num')::integer,
        (select count(*) from pg_replication_slots)::integer,
        current_setting('max_wal_senders')::integer,
        (select count(*) from pg_stat_get_wal_senders())::integer,
-       (select setting::bigint * 1024 * 1024 from pg_settings where name = 'max_slot_wal_keep_size'),
-       (select setting::bigint from pg_settings where name = 'idle_replication_slot_timeout'),
+       (select setting::bigint * 1024 * 1024 from pg_settings
+         where name = 'max_slot_wal_keep_size' and setting::bigint >= 0),
+       (select setting::bigint from pg_settings
+         where name = 'idle_replication_slot_timeout' and setting::bigint > 0),
        current_database()::text,
        (select system_identifier::text from pg_control_system());
 
@@ -52,10 +54,10 @@ select c.oid::bigint,
        -- Sequences of serial columns; those of identity columns need no grant.
        array(select format('%%I.%%I', sn.nspname, s.relname)
                from pg_depend as d
-               join pg_class as s on s.oid = d.objid and s.relkind = 'S'
+               join pg_class as s on s.oid = d.objid
                join pg_namespace as sn on sn.oid = s.relnamespace
               where d.refobjid = c.oid and d.classid = 'pg_class'::regclass and d.deptype = 'a'
-                and not has_sequence_privilege(s.oid, 'USAGE'))
+                and case when s.relkind = 'S' then not has_sequence_privilege(s.oid, 'USAGE') end)
   from pg_class as c
   join pg_namespace as n on n.oid = c.relnamespace
  where n.nspname = %(schema)s and c.relname = %(name)s;
