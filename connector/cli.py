@@ -77,6 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     sink = commands.add_parser("sink", help="store Kafka's messages in chat history until stopped")
     sink.set_defaults(command=_sink)
 
+    doctor = commands.add_parser("doctor", help="check everything that can be wrong; exits 1 if any check fails")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    doctor.set_defaults(command=_doctor)
+
+    status = commands.add_parser("status", help="show backlog, slot and consumer lag")
+    status.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    status.add_argument("--watch", action="store_true", help="show it again and again until Ctrl-C")
+    status.add_argument("--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks (2)")
+    status.set_defaults(command=_status)
+
     return parser
 
 
@@ -129,6 +139,89 @@ def _setup(arguments: argparse.Namespace) -> int:
         return DONE
     setup(_setup_options(_settings(_BOTH)), lambda line: print(line, flush=True))
     return DONE
+
+
+# --- doctor and status -----------------------------------------------------------------------------------------------
+
+
+def _quiet_settings() -> Settings:
+    """Read the settings for a command whose output tells everything that librdkafka would log."""
+    settings = load_settings(needs=_BOTH)
+    level = settings.log_level if settings.log_level == "debug" else "critical"
+    configure_logging(level, settings.log_format, settings.secrets())
+    return settings
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from connector.ops.doctor import DoctorOptions, examine
+    from connector.ops.expectations import Expectations
+    from connector.ops.findings import as_json, as_lines, failed
+
+    settings = _quiet_settings()
+    findings = examine(
+        DoctorOptions(
+            database_url=settings.database_url,
+            replication_url=settings.replication_url,
+            kafka=_kafka(settings),
+            group_instance_id=settings.group_instance_id,
+            expected=Expectations(
+                tables=_tables(settings),
+                publication_name=settings.publication_name,
+                slot_name=settings.slot_name,
+                wal_budget=settings.wal_budget,
+                topics=settings.topics,
+                dead_letter_topic=settings.dead_letter_topic,
+                topic_partitions=settings.topic_partitions,
+                topic_replication=settings.topic_replication,
+                group_id=settings.group_id,
+            ),
+        )
+    )
+    print(as_json(findings) if arguments.json else "\n".join(as_lines(findings)), flush=True)
+    return FAILED if failed(findings) else DONE
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:  # noqa: PLR2004 - a refresh that people can follow; a day
+        raise argparse.ArgumentTypeError("expected seconds, from 0.1 to 86400")
+    return seconds
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from connector.ops.status import Snapshot, Status, StatusOptions, as_json, as_lines, watch
+
+    settings = _quiet_settings()
+    status = Status(
+        StatusOptions(
+            database_url=settings.database_url,
+            kafka=_kafka(settings),
+            tables=_tables(settings),
+            slot_name=settings.slot_name,
+            topics=settings.topics,
+            group_id=settings.group_id,
+        )
+    )
+
+    def text_of(snapshot: Snapshot) -> str:
+        return as_json(snapshot) if arguments.json else "\n".join(as_lines(snapshot))
+
+    if arguments.watch:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            watch(status, text_of, sys.stdout, arguments.interval, one_line=arguments.json)
+        except KeyboardInterrupt:
+            return DONE
+    snapshot = status.look()
+    print(text_of(snapshot), flush=True)
+    if arguments.json:
+        sys.stderr.writelines(f"outbox-connector: {problem}\n" for problem in snapshot.problems)
+    if snapshot.service_away:
+        return UNAVAILABLE
+    return FAILED if snapshot.problems else DONE
 
 
 # --- the two processes -----------------------------------------------------------------------------------------------
