@@ -31,6 +31,12 @@ _ROW_FAULTS: Final = frozenset({
     "54",  # program limit: a value too large for its index
     "P0",  # a trigger raised
 })
+# The other classes that PostgreSQL knows. One beyond these was made up by the author of a trigger or a function.
+_SERVER_CLASSES: Final = frozenset({
+    *("00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21", "24", "25", "26", "27"),
+    *("28", "2B", "2D", "2F", "34", "38", "39", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58", "72"),
+    *("F0", "HV", "XX"),
+})
 _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 _UNPREPARED: Final = frozenset({"26000", "42P05"})
 
@@ -81,7 +87,7 @@ def is_row_fault(error: psycopg.Error) -> bool:
     if error.sqlstate is None:
         # psycopg refuses some values before it sends them, such as text with a NUL character.
         return isinstance(error, psycopg.DataError)
-    return error.sqlstate[:2] in _ROW_FAULTS
+    return error.sqlstate[:2] in _ROW_FAULTS or error.sqlstate[:2] not in _SERVER_CLASSES
 
 
 def is_conflict(error: psycopg.Error) -> bool:
