@@ -536,6 +536,14 @@ def test_a_retry_that_comes_after_its_successor_in_one_batch_holds_it_back(outbo
     assert outbox.history() == [earlier]
 
 
+def test_a_message_held_in_its_batch_holds_back_what_follows_it_there(outbox: OutboxTable) -> None:
+    """The second message waits for the first, which comes behind it; the third must not slip in between."""
+    first, second, third = outbox.in_retry(), outbox.in_retry(), outbox.new()
+    result = outbox.settlement().settle([item(second, 1), item(first, 1), item(third)], [])
+    assert outcomes(result) == {second: "held", first: "stored", third: "held"}
+    assert outbox.history() == [first]
+
+
 def test_a_retry_ahead_of_its_successor_in_one_batch_holds_nothing_back(outbox: OutboxTable) -> None:
     """Both are stored, in their order."""
     earlier, later = outbox.in_retry(), outbox.new()
@@ -561,7 +569,7 @@ def test_a_settled_message_holds_nothing_back(outbox: OutboxTable, ending: str) 
         settlement.settle([item(earlier, 1)], [])
     else:
         settlement.settle([], [failure(earlier, 1, final=True)])
-    assert outbox.status(earlier) == ending
+    assert (outbox.status(earlier), outbox.row(earlier).next_retry_at) == (ending, None)
     assert outcomes(settlement.settle([item(later)], [])) == {later: "stored"}
 
 
