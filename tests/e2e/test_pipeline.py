@@ -1,0 +1,184 @@
+"""The whole pipeline: separate processes, real services, failing messages, and SIGKILLs at any moment."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from connector import Outbox
+from tests.services import Database, Kafka, Process, eventually
+
+CONVERSATIONS = 1_000
+LATE = 10  # of the conversations, so one message in a hundred fails at first
+PER_TRANSACTION = 25
+KILLS = 10
+MEMORY_LIMIT_MB = 120
+
+Start = Callable[..., Process]
+
+
+def prepare(database: Database, connector: Start) -> None:
+    """Set the pipeline up, with a foreign key from history to conversations, all but the late ones of which exist."""
+    assert connector("setup").wait() == 0
+    with database.connect() as connection:
+        connection.execute("create table agent_chats (chat_id varchar(36) primary key)")
+        connection.execute("alter table chat_histories add foreign key (chat_id) references agent_chats")
+        connection.execute(
+            "insert into agent_chats select 'chat-' || n from generate_series(%s::int, %s) n", [LATE, CONVERSATIONS - 1]
+        )
+
+
+def enqueue(database: Database, topic: str, messages: int) -> None:
+    """Enqueue messages round-robin over the conversations, some to a transaction, on one connection."""
+    with psycopg.connect(database.url) as connection:
+        outbox = Outbox(connection)
+        for first in range(0, messages, PER_TRANSACTION):
+            for number in range(first, min(first + PER_TRANSACTION, messages)):
+                chat = f"chat-{number % CONVERSATIONS}"
+                payload = {"user_id": number, "chat_id": chat, "message_content": f"message {number}", "role": "user"}
+                outbox.create_chat_history_message(topic, chat, payload)
+            connection.commit()
+
+
+def counts(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """Return the number of outbox rows of each status."""
+    rows = connection.execute("select status, count(*) from agent_outbox_messages group by status")
+    return {status: number for status, number in rows}
+
+
+def assert_each_once_and_in_order(connection: psycopg.Connection[Any], messages: int) -> None:
+    """Hold history to the outbox, row by row."""
+    assert counts(connection) == {"consumed": messages}
+    (stored, distinct) = connection.execute("select count(*), count(distinct outbox_id) from chat_histories").fetchone() or ()
+    assert (stored, distinct) == (messages, messages)
+    differing = connection.execute(
+        "select count(*) from agent_outbox_messages o left join chat_histories h on h.outbox_id = o.id"
+        " where h.message_content is distinct from o.payload->>'message_content'"
+        " or h.chat_id is distinct from o.message_key"
+    ).fetchone()
+    assert differing == (0,)
+    reordered = connection.execute(
+        "select chat_id, before, outbox_id from (select *, lag(outbox_id) over (partition by chat_id order by id) as before"
+        " from chat_histories) as pairs where outbox_id < before"
+    ).fetchall()
+    assert reordered == []
+
+
+class Supervised:
+    """A process that somebody starts again whenever it has ended, as an orchestrator would."""
+
+    def __init__(self, start: Callable[[], Process]) -> None:
+        self._start = start
+        self.process = start()
+        self.largest_mb = 0.0
+
+    def measure(self) -> None:
+        """Take note of its resident memory."""
+        self.largest_mb = max(self.largest_mb, self.process.rss_mb)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, and start it again."""
+        self.process.kill()
+        self.process = self._start()
+
+
+@contextmanager
+def in_background(work: Callable[[], None]) -> Iterator[threading.Thread]:
+    """Run work in a thread and raise what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed over to the test
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+def let_late_conversations_begin(connection: psycopg.Connection[Any]) -> None:
+    """Create the conversations whose messages have failed, once they have."""
+    eventually(
+        lambda: connection.execute("select count(*) from agent_outbox_messages where retry_count > 0").fetchone()
+        == (LATE,),
+        within=60,
+        what="messages of late conversations failing",
+    )
+    connection.execute("insert into agent_chats select 'chat-' || n from generate_series(0, %s) n", [LATE - 1])
+
+
+def all_consumed(connection: psycopg.Connection[Any], messages: int, tend: Callable[[], None]) -> None:
+    """Wait until every message is consumed."""
+
+    def done() -> bool:
+        tend()
+        return counts(connection) == {"consumed": messages}
+
+    eventually(done, within=180, what=f"{messages} messages consumed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("kills", [0, KILLS], ids=["undisturbed", "killed"])
+def test_every_message_is_stored_once_and_in_order(
+    database: Database, durable_kafka: Kafka, topic: str, connector: Start, kills: int
+) -> None:
+    """50,000 messages arrive each once and in order, though some fail at first and both processes are killed."""
+    messages = 50_000
+    prepare(database, connector)
+    reader = Supervised(lambda: connector("reader"))
+    # A pod's name makes its membership static: started again it has its partitions back at once.
+    sink = Supervised(lambda: connector("sink", CONNECTOR_POD_NAME="sink-0"))
+    rng = random.Random(20_261_124)
+    with database.connect() as connection, in_background(lambda: enqueue(database, topic, messages)):
+        for round_ in range(kills):
+            # Each kill waits for progress, so that every one of them interrupts work.
+            before = counts(connection).get("consumed", 0)
+            eventually(lambda before=before: counts(connection).get("consumed", 0) > before, within=60, what="progress")
+            wait_until(rng.uniform(0, 0.4), reader, sink)
+            reader.kill()
+            wait_until(rng.uniform(0, 0.8), reader, sink)
+            sink.kill()
+            if round_ == kills // 2:
+                let_late_conversations_begin(connection)
+        if not kills:
+            let_late_conversations_begin(connection)
+
+        def tend() -> None:
+            reader.measure()
+            sink.measure()
+
+        all_consumed(connection, messages, tend)
+        assert_each_once_and_in_order(connection, messages)
+        recovered = connection.execute("select count(*) from agent_outbox_messages where retry_count > 0").fetchone()
+        assert recovered is not None
+        assert recovered[0] >= LATE
+    assert reader.largest_mb < MEMORY_LIMIT_MB
+    assert sink.largest_mb < MEMORY_LIMIT_MB
+    assert reader.process.stop() == 0
+    assert sink.process.stop() == 0
+
+
+def wait_until(seconds: float, *watched: Supervised) -> None:
+    """Let the pipeline run for a random while, measuring it: the moment of a kill is no condition to wait for."""
+    until = time.monotonic() + seconds
+    pause = threading.Event()
+    while time.monotonic() < until:
+        for one in watched:
+            if one.process.returncode is None:
+                one.measure()
+        pause.wait(0.05)
