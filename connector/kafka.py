@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple
@@ -111,16 +112,18 @@ class Fate(Enum):
 
 
 _TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
-_REFUSED: Final = frozenset({
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - librdkafka's local errors have no public name
-    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.TOPIC_EXCEPTION,
-    KafkaError.POLICY_VIOLATION,
-    KafkaError.INVALID_RECORD,
-    KafkaError._INVALID_ARG,  # noqa: SLF001
-})
+_REFUSED: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - librdkafka's local errors have no public name
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.INVALID_RECORD,
+        KafkaError._INVALID_ARG,  # noqa: SLF001
+    }
+)
 
 
 def fate_of(error: KafkaError) -> Fate:
@@ -188,7 +191,10 @@ class Kafka(NamedTuple):
         Raises:
             ConfigurationError: librdkafka refuses an option.
         """
-        return Admin(_made("CONNECTOR_KAFKA_*", AdminClient, self._configuration(self.options)))
+        configuration = self._configuration(self.options)
+        troubles: deque[KafkaError] = deque(maxlen=8)
+        configuration["error_cb"] = troubles.append
+        return Admin(_made("CONNECTOR_KAFKA_*", AdminClient, configuration), troubles)
 
     def check_options(self, group_id: str, instance_id: str | None) -> None:
         """Let librdkafka judge every option, without waiting for a broker.
@@ -217,7 +223,9 @@ class Publisher:
         self._admin = kafka.admin()
         self._limits: dict[str, int | None] = {}
         limits = [limit for topic in topics if (limit := self.limit_of(topic)) is not None]
-        wanted = int(kafka.producer_options.get("batch.size") or kafka.options.get("batch.size") or _PRODUCER["batch.size"])
+        wanted = int(
+            kafka.producer_options.get("batch.size") or kafka.options.get("batch.size") or _PRODUCER["batch.size"]
+        )
         # A broker refuses a whole batch that exceeds its topic's limit, with all of the small messages in it.
         self.batch_size = max(1, min([wanted, *(limit - _RECORD_OVERHEAD for limit in limits)]))
         options = {**kafka.producer_options, "batch.size": str(self.batch_size)}
@@ -483,9 +491,16 @@ class GroupState(NamedTuple):
 class Admin:
     """The few administrative calls: topics, their settings, the group's lag."""
 
-    def __init__(self, client: AdminClient) -> None:
-        """Use an admin client."""
+    def __init__(self, client: AdminClient, troubles: deque[KafkaError]) -> None:
+        """Use an admin client, and what its `error_cb` puts into `troubles`."""
         self._client = client
+        self._troubles = troubles
+
+    def trouble(self) -> str | None:
+        """Return what last stood between this client and a broker, such as a refused password; None for nothing."""
+        self._client.poll(0)
+        told = [error for error in self._troubles if error.code() != KafkaError._ALL_BROKERS_DOWN]  # noqa: SLF001
+        return told[-1].str() if told else None
 
     def topics(self, timeout: float = 10) -> dict[str, TopicState]:
         """Return every topic that this client may see.

@@ -132,9 +132,9 @@ def _primary(facts: DatabaseExamination) -> Iterator[Verdict]:
 
 def _connection(facts: DatabaseExamination) -> Iterator[Verdict]:
     session = facts.database.session
-    if session.direct and session.remembers:
+    if session.direct:
         yield ok("direct, no pooler in the way")
-    elif session.remembers:
+    elif not session.shared:
         yield ok("through a pooler that keeps sessions")
     else:
         yield warning(

@@ -21,6 +21,7 @@ from connector.ops.expectations import Expectations
 from connector.ops.findings import Finding, fail, ok, skipped
 from connector.ops.kafka_checks import KafkaFacts, judge_kafka, skip_kafka
 from connector.replication import ReplicationConnection
+from connector.store.bookkeeping import Connection
 from connector.store.connections import connect, describe
 from connector.store.inspection import DatabaseFacts, Inspection
 
@@ -65,7 +66,7 @@ def examine(options: DoctorOptions) -> list[Finding]:
     stream = _Away("") if replication is None else replication.within(_SERVICE_SECONDS)
     findings = [
         *_database_findings(options, facts, stream, same_url=same_url),
-        *_kafka_findings(options, kafka.within(_SERVICE_SECONDS)),
+        *_kafka_findings(options, kafka.within(_SERVICE_SECONDS), admin.trouble()),
     ]
     return [finding._replace(text=redact(finding.text), remedy=redact(finding.remedy)) for finding in findings]
 
@@ -92,7 +93,7 @@ class _Answer(Generic[T]):
         try:
             self._answer = self._ask()
         except psycopg.Error as error:
-            self._answer = _Away(describe(error))
+            self._answer = _Away(" ".join(describe(error).split()))
         except KafkaException as error:
             self._answer = _Away(error.args[0].str())
         except BaseException as error:  # noqa: BLE001 - it is raised again where somebody sees it
@@ -110,15 +111,20 @@ class _Answer(Generic[T]):
 
 def _ask_database(options: DoctorOptions) -> DatabaseFacts:
     expected = options.expected
-    with connect(
+    with _connection(options) as connection:
+        inspection = Inspection(connection, expected.tables)
+        return inspection.database(expected.publication_name, expected.slot_name, lambda: _connection(options))
+
+
+def _connection(options: DoctorOptions) -> Connection:
+    return connect(
         options.database_url,
         name="outbox-connector doctor",
         statement_seconds=ANSWER_SECONDS,
         lock_seconds=ANSWER_SECONDS,
         connect_seconds=ANSWER_SECONDS,
         prepare=False,
-    ) as connection:
-        return Inspection(connection, expected.tables).database(expected.publication_name, expected.slot_name)
+    )
 
 
 def _ask_replication(url: str) -> Replication:
@@ -177,11 +183,12 @@ def _database_findings(
     yield from judge_database(DatabaseExamination(facts, replication, same_url, options.expected))
 
 
-def _kafka_findings(options: DoctorOptions, facts: KafkaFacts | _Away) -> Iterator[Finding]:
+def _kafka_findings(options: DoctorOptions, facts: KafkaFacts | _Away, trouble: str | None) -> Iterator[Finding]:
     if isinstance(facts, _Away):
+        reason = trouble or facts.reason
         remedy = "see that the brokers run, that CONNECTOR_KAFKA_BOOTSTRAP_SERVERS names them, and that the addresses"
         remedy += " they advertise can be reached from here"
-        yield Finding(_KAFKA, *fail(f"cannot be reached: {facts.reason}", remedy))
+        yield Finding(_KAFKA, *fail(f"cannot be reached: {reason}", remedy))
         yield from skip_kafka("Kafka cannot be reached")
         return
     yield Finding(_KAFKA, *ok(f"{options.kafka.bootstrap_servers} answers"))

@@ -63,7 +63,7 @@ def _topic(facts: KafkaFacts, topic: str, replication: int, partitions: int | No
         return
     problems += [*_durability(topic, state, settings), *_size_limit(topic, settings), *_retention(topic, settings)]
     yield from problems or [
-        ok(f"{topic}: {state.partitions} partitions, {state.replication} replicas, messages up to {_limit(settings)}")
+        ok(f"{topic}: partitions {state.partitions}, replicas {state.replication}, messages up to {_limit(settings)}")
     ]
 
 

@@ -128,13 +128,14 @@ class Status:
         except psycopg.Error as error:
             away = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
             missing = error.sqlstate in {"42P01", "3F000"}
-            problems.append(f"PostgreSQL: {describe(error)}" + ("; run `outbox-connector setup`" if missing else ""))
+            reason = " ".join(describe(error).split())
+            problems.append(f"PostgreSQL: {reason}" + ("; run `outbox-connector setup`" if missing else ""))
         consumer = ConsumerStatus(self._options.group_id, None, None, None, [])
         try:
             consumer = self._consumer()
         except KafkaException as error:
             away = True
-            problems.append(f"Kafka: {error.args[0].str()}")
+            problems.append(f"Kafka: {self._admin.trouble() or error.args[0].str()}")
         age = None if age is None else max(0.0, age)
         return Snapshot(counts, exact, age, slot, consumer, tuple(map(redact, problems)), away)
 

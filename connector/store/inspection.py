@@ -57,10 +57,10 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Whether the process that answers is the one that was connected to, and whether it remembers our settings."""
+    """Whether a server process answers us directly, and if not, whether a pooler shares it with other clients."""
 
     direct: bool
-    remembers: bool
+    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +158,14 @@ class Inspection:
     def _fetch(self, query: str, /, **arguments: object) -> list[tuple[Any, ...]]:
         return self._connection.execute(self._tables.query("doctor", query), arguments).fetchall()
 
-    def database(self, publication: str, slot: str) -> DatabaseFacts:
+    def database(self, publication: str, slot: str, connect_again: Callable[[], Connection]) -> DatabaseFacts:
         """Ask everything.
 
         Raises:
             psycopg.Error: the connection broke.
         """
         outbox_table, history_table = self._tables.outbox, self._tables.history
-        session = self.session()
+        session = self.session(connect_again)
         ahead, uncertainty = self.clock()
         ((*server,),) = self._fetch("server")
         ((*role,),) = self._fetch("role")
@@ -188,19 +188,25 @@ class Inspection:
             waiting_topics=self._waiting_topics(outbox),
         )
 
-    def session(self) -> Session:
-        """Tell whether a pooler stands between us and the server.
+    def session(self, connect_again: Callable[[], Connection]) -> Session:
+        """Tell whether a pooler stands between us and the server, and if so whether it shares server sessions.
 
-        The process id that came with the connection is a pooler's invention where there is one; and one that shares
-        server sessions between transactions forgets what was set.
+        The process id that came with the connection is a pooler's invention where there is one. A pooler that shares
+        sessions between transactions gives another client the one in which we have just left something.
         """
         token = secrets.token_hex(8)
         self._fetch("remember", token=token)
-        answers = [self._fetch("backend")[0] for _ in range(3)]
-        return Session(
-            direct={pid for pid, _ in answers} == {self._connection.info.backend_pid},
-            remembers={found for _, found in answers} == {token},
-        )
+        pid, _ = self._backend()
+        if pid == self._connection.info.backend_pid:
+            return Session(direct=True, shared=False)
+        with connect_again() as other:
+            _, found = Inspection(other, self._tables)._backend()  # noqa: SLF001 - another of our own kind
+        _, kept = self._backend()
+        return Session(direct=False, shared=found == token or kept != token)
+
+    def _backend(self) -> tuple[int, str]:
+        ((pid, remembered),) = self._fetch("backend")
+        return pid, remembered
 
     def clock(self) -> tuple[float, float]:
         """Return by how many seconds the server's clock is ahead of ours, and how far that may be wrong."""
