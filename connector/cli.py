@@ -17,7 +17,9 @@ from connector.settings import Settings, load_settings
 if TYPE_CHECKING:
     from connector.kafka import Kafka
     from connector.observability.metrics import Metrics
+    from connector.ops.doctor import DoctorOptions
     from connector.ops.setup import SetupOptions
+    from connector.ops.status import StatusOptions
     from connector.store.gauges import Gauges
     from connector.store.queries import Tables
 
@@ -154,33 +156,41 @@ def _quiet_settings() -> Settings:
     return settings
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    from connector.ops.doctor import DoctorOptions, examine
+def _doctor_options(settings: Settings) -> DoctorOptions:
+    from connector.ops.doctor import DoctorOptions
     from connector.ops.expectations import Expectations
+
+    return DoctorOptions(
+        database_url=settings.database_url,
+        replication_url=settings.replication_url,
+        kafka=_kafka(settings),
+        group_instance_id=settings.group_instance_id,
+        expected=Expectations(
+            tables=_tables(settings),
+            publication_name=settings.publication_name,
+            slot_name=settings.slot_name,
+            wal_budget=settings.wal_budget,
+            topics=settings.topics,
+            dead_letter_topic=settings.dead_letter_topic,
+            topic_partitions=settings.topic_partitions,
+            topic_replication=settings.topic_replication,
+            group_id=settings.group_id,
+        ),
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from connector.ops.doctor import examine
     from connector.ops.findings import as_json, as_lines, failed
 
-    settings = _quiet_settings()
-    findings = examine(
-        DoctorOptions(
-            database_url=settings.database_url,
-            replication_url=settings.replication_url,
-            kafka=_kafka(settings),
-            group_instance_id=settings.group_instance_id,
-            expected=Expectations(
-                tables=_tables(settings),
-                publication_name=settings.publication_name,
-                slot_name=settings.slot_name,
-                wal_budget=settings.wal_budget,
-                topics=settings.topics,
-                dead_letter_topic=settings.dead_letter_topic,
-                topic_partitions=settings.topic_partitions,
-                topic_replication=settings.topic_replication,
-                group_id=settings.group_id,
-            ),
-        )
-    )
-    print(as_json(findings) if arguments.json else "\n".join(as_lines(findings)), flush=True)
+    findings = examine(_doctor_options(_quiet_settings()))
+    _say(as_json(findings) if arguments.json else "\n".join(as_lines(findings)))
     return FAILED if failed(findings) else DONE
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _interval(text: str) -> float:
@@ -193,20 +203,23 @@ def _interval(text: str) -> float:
     return seconds
 
 
-def _status(arguments: argparse.Namespace) -> int:
-    from connector.ops.status import Snapshot, Status, StatusOptions, as_json, as_lines, watch
+def _status_options(settings: Settings) -> StatusOptions:
+    from connector.ops.status import StatusOptions
 
-    settings = _quiet_settings()
-    status = Status(
-        StatusOptions(
-            database_url=settings.database_url,
-            kafka=_kafka(settings),
-            tables=_tables(settings),
-            slot_name=settings.slot_name,
-            topics=settings.topics,
-            group_id=settings.group_id,
-        )
+    return StatusOptions(
+        database_url=settings.database_url,
+        kafka=_kafka(settings),
+        tables=_tables(settings),
+        slot_name=settings.slot_name,
+        topics=settings.topics,
+        group_id=settings.group_id,
     )
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from connector.ops.status import Snapshot, Status, as_json, as_lines, watch
+
+    status = Status(_status_options(_quiet_settings()))
 
     def text_of(snapshot: Snapshot) -> str:
         return as_json(snapshot) if arguments.json else "\n".join(as_lines(snapshot))
@@ -218,7 +231,7 @@ def _status(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             return DONE
     snapshot = status.look()
-    print(text_of(snapshot), flush=True)
+    _say(text_of(snapshot))
     if arguments.json:
         sys.stderr.writelines(f"outbox-connector: {problem}\n" for problem in snapshot.problems)
     if snapshot.service_away:
