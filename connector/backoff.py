@@ -6,7 +6,7 @@ LONGEST_SECONDS = 32
 
 
 def backoff(failures: int) -> int:
-    """Return the wait in seconds after the given number of failures: 1, 2, 4, 8, 16, 32, 32, …
+    """Return the wait in seconds after the given number of failures: 1, 2, 4, 8, 16, 32, 32 and so on.
 
     Zero or fewer failures wait 1 second.
     """

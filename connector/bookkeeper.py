@@ -186,9 +186,7 @@ class Bookkeeper(threading.Thread):
             self._books = None
 
     def _pending_writes(self) -> bool:
-        return bool(
-            self._failed or self._marks or self._due_answered or self._target_lsn > self.recorded_lsn
-        )
+        return bool(self._failed or self._marks or self._due_answered or self._target_lsn > self.recorded_lsn)
 
     def _sleep(self) -> None:
         self._beat()

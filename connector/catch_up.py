@@ -70,13 +70,14 @@ def prepare_slot(replication: ReplicationConnection, books: Bookkeeping, slot_na
     slot = books.slot_state()
     if slot is not None and (slot.plugin != "pgoutput" or slot.database != books.connection.info.dbname):
         raise SetupRequired(
-            f"replication slot {slot_name!r} is of plugin {slot.plugin!r} in database {slot.database!r}, not pgoutput in"
-            f" {books.connection.info.dbname!r}: choose another CONNECTOR_SLOT_NAME, or drop that slot"
+            f"replication slot {slot_name!r} is of plugin {slot.plugin!r} in database {slot.database!r}, not of"
+            f" pgoutput in {books.connection.info.dbname!r}: set another CONNECTOR_SLOT_NAME, or drop it"
         )
     progress = books.read_progress()
     judgement = judge(slot, progress, system.identifier)
     if judgement.remedy is Remedy.KEEP:
-        assert slot is not None and slot.confirmed_lsn is not None
+        assert slot is not None
+        assert slot.confirmed_lsn is not None
         already = progress is not None and progress.catch_up_owed and slot.confirmed_lsn <= progress.confirmed_lsn
         if judgement.owed is not None and not already:
             books.owe_catch_up(system.identifier, slot.confirmed_lsn, books.highest_pending_id(), judgement.owed)

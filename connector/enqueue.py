@@ -92,9 +92,7 @@ class AsyncOutbox:
     ) -> int:
         """Enqueue a message, as `Outbox.enqueue` does."""
         arguments = _arguments(biz_type, topic, message_key, payload, max_retry, headers)
-        async with psycopg.AsyncCursor[tuple[int]](
-            self._connection, row_factory=psycopg.rows.tuple_row
-        ) as cursor:
+        async with psycopg.AsyncCursor[tuple[int]](self._connection, row_factory=psycopg.rows.tuple_row) as cursor:
             await cursor.execute(self._statement, arguments)
             return _outbox_id(await cursor.fetchone())
 

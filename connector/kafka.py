@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -44,7 +44,9 @@ __all__ = [
 ]
 
 Delivery = Callable[[KafkaError | None, Message], None]
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, str | bytes | None]]
+
+T = TypeVar("T")
 
 # Below the 100 MB at which a broker drops the connection instead of answering: beyond it no answer would ever come.
 LARGEST_MESSAGE: Final = 64 * 1024 * 1024
@@ -206,7 +208,7 @@ class Kafka(NamedTuple):
         self.consumer(group_id, instance_id, lambda _error: None).close()
 
 
-def _made(variables: str, client: Callable[[dict[str, Any]], Any], configuration: dict[str, Any]) -> Any:  # noqa: ANN401
+def _made(variables: str, client: Callable[[dict[str, Any]], T], configuration: dict[str, Any]) -> T:
     try:
         return client(configuration)
     except KafkaException as error:
@@ -258,13 +260,13 @@ class Publisher:
 
 def size_of(message: Message) -> int:
     """Return about how many bytes a message takes on the wire, uncompressed."""
-    headers = message.headers() or []
-    return (
-        len(message.value() or b"")
-        + len(message.key() or b"")
-        + sum(len(name) + len(value or b"") for name, value in headers)
-        + _RECORD_OVERHEAD
-    )
+    headers = sum(len(name) + len(value or b"") for name, value in headers_of(message))
+    return len(message.value() or b"") + len(message.key() or b"") + headers + _RECORD_OVERHEAD
+
+
+def headers_of(message: Message) -> Headers:
+    """Return a message's headers, none as an empty list."""
+    return cast("Headers", message.headers() or [])
 
 
 class Subscription:
@@ -406,8 +408,8 @@ class DeadLetters:
 
     def _copy(self, producer: Producer, message: Message, reason: str, delivered: Delivery) -> None:
         value = message.value()
-        headers: Headers = [(name, content or b"") for name, content in message.headers() or []]
-        headers += [
+        headers = [
+            *headers_of(message),
             ("dead_letter_reason", reason.encode("utf-8", "replace")),
             ("dead_letter_topic", (message.topic() or "").encode()),
             ("dead_letter_partition", str(message.partition()).encode()),

@@ -22,14 +22,16 @@ class Lot:
         """Open a lot; `opened_at` is on the caller's monotonic clock, in seconds."""
         self.fences: list[Fence] = []
         self.awaited = 0
+        self.closed = False
+        """Whether no more rows will be added."""
         self.failures: list[Failure] = []
         self.written = True
         """Whether `failures` are in the database; set by the one who writes them."""
         self.bytes = 0
         self.end_lsn: int | None = None
         self.opened_at = opened_at
-        self.waits: list[tuple[int, int]] = []
-        """Per transaction: (microseconds from its commit until it was read, rows)."""
+        self.waits: list[tuple[float, int]] = []
+        """Per transaction: (seconds from its commit until it was read, rows)."""
 
     def add(self, fence: Fence, size: int) -> None:
         """Count a row that was handed to Kafka."""

@@ -125,7 +125,7 @@ def decode_envelope(value: bytes | None) -> Envelope:
     return Envelope(outbox_id, biz_type, attempt, document.get("payload"))
 
 
-def decode_headers(headers: bytes) -> list[tuple[str, bytes]]:
+def decode_headers(headers: bytes) -> list[tuple[str, str | bytes | None]]:
     """Turn the `headers` column (a JSON object of strings) into Kafka headers.
 
     A value that is no string is carried as its JSON text, and null as an empty value, so that odd headers never stop

@@ -120,8 +120,11 @@ class Reader:
         self._reachability.start()
         deadline = time.monotonic() + self._options.start_deadline_seconds
         self._await_kafka(deadline)
-        if self._stopping:
-            return
+        if not self._stopping:
+            self._work(deadline)
+        self._reachability.close()
+
+    def _work(self, deadline: float) -> None:
         options = self._options
         self._publishing = Publishing(
             options.kafka,
@@ -148,7 +151,6 @@ class Reader:
                 pause = 0.2 if isinstance(error, StreamEnded) else min(max(0.2, pause * 2), _LONGEST_RECONNECT_WAIT)
         self._bookkeeper.drain(self._options.shutdown_seconds)
         self._bookkeeper.close()
-        self._reachability.close()
 
     def _interrupted(self, error: StreamEnded | psycopg.Error | SetupRequired, deadline: float) -> None:
         problem = describe(error) if isinstance(error, psycopg.Error) else str(error)

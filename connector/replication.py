@@ -24,6 +24,7 @@ SENDER_TIMEOUT_SECONDS = 12
 FEEDBACK_SECONDS = 3
 """We send a status update at least this often, whatever else happens."""
 
+_FIRST_WITH_FAILOVER_SLOTS = 17_00_00
 _POSTGRES_EPOCH_SECONDS = POSTGRES_EPOCH.timestamp()
 
 
@@ -116,12 +117,12 @@ class ReplicationConnection:
         self._connection.execute("select 1")
 
     def create_slot(self, slot: str) -> tuple[int, str]:
-        """Make a pgoutput slot; return its consistent point and the name of a snapshot that shows just what lies before.
+        """Make a pgoutput slot; return its consistent point, and the name of a snapshot of what lies before it.
 
-        The snapshot can be imported until the next command on this connection. From PostgreSQL 17 on the slot is made to
-        survive a failover.
+        The snapshot can be imported until the next command on this connection. From PostgreSQL 17 on the slot is made
+        to survive a failover.
         """
-        failover = ", FAILOVER true" if self._connection.info.server_version >= 170000 else ""
+        failover = ", FAILOVER true" if self._connection.info.server_version >= _FIRST_WITH_FAILOVER_SLOTS else ""
         statement = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export'" + failover + ")").format(
             sql.Identifier(slot)
         )
@@ -217,7 +218,8 @@ class ReplicationConnection:
     def stop(self, within: float) -> None:
         """End the stream politely, so that the server has taken the last update before the connection closes.
 
-        What the server still sends is thrown away. Gives up quietly after `within` seconds or when the connection breaks.
+        What the server still sends is thrown away. Gives up quietly after `within` seconds, or when the connection
+        breaks.
         """
         deadline = time.monotonic() + within
         try:

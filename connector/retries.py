@@ -11,6 +11,8 @@ import math
 SWEEP_SECONDS = 30.0
 """How often the sweep looks for rows that an operator changed by hand, or whose mark was lost."""
 
+_LONGEST_HINT = 11  # digits of milliseconds: three years
+
 _SHORTEST_WAIT = 0.05
 """Hints cost nothing to send: however many arrive, the table is looked at no more often than this."""
 
@@ -48,4 +50,4 @@ class Agenda:
 
 def due_in_seconds(content: bytes) -> float:
     """Read a hint. Any role may send one, so whatever else it holds means: look now."""
-    return int(content) / 1000 if len(content) < 12 and content.isdigit() else 0.0
+    return int(content) / 1000 if len(content) <= _LONGEST_HINT and content.isdigit() else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import Final
 
 from connector.errors import ProtocolError, SetupRequired
@@ -52,11 +51,13 @@ class RowDecoder:
             found = relation.columns[places[name]].type_oid
             if found not in types:
                 raise SetupRequired(
-                    f"column {name} of {table} is of type {found}, which is none of {sorted(types)}: give it back its type"
+                    f"column {name} of {table} is of type {found}, which is none of {sorted(types)}:"
+                    " give it back its type"
                 )
         self._places = tuple(places[name] for name in _EXPECTED)
         self._strip = tuple(
-            _JSONB_VERSION if relation.columns[places[name]].type_oid == _JSONB else b"" for name in ("payload", "headers")
+            _JSONB_VERSION if relation.columns[places[name]].type_oid == _JSONB else b""
+            for name in ("payload", "headers")
         )
 
     def __call__(self, values: tuple[bytes | None, ...]) -> OutboxRow:
@@ -96,6 +97,3 @@ def _without(prefix: bytes, value: bytes) -> bytes:
     if not value.startswith(prefix):
         raise ProtocolError(f"a jsonb value of format version {value[:1]!r}, expected {prefix!r}")
     return value[len(prefix) :]
-
-
-

@@ -91,8 +91,13 @@ class Sink:
         self._health.watch("sink", stuck_after=180)
         self._reachability.start()
         self._await_services(time.monotonic() + self._options.start_deadline_seconds)
-        if self._stopping:
-            return
+        if not self._stopping:
+            self._consume()
+        self._disconnect()
+        self._reachability.close()
+        _log.info("drained")
+
+    def _consume(self) -> None:
         options = self._options
         self._subscription = Subscription(
             options.kafka, options.topics, options.group_id, options.group_instance_id, self._reachability.doubt
@@ -106,9 +111,6 @@ class Sink:
                     self._settle(messages)
         finally:
             self._subscription.close()
-            self._disconnect()
-            self._reachability.close()
-        _log.info("drained")
 
     def _await_services(self, deadline: float) -> None:
         said = None
@@ -248,7 +250,11 @@ class Sink:
         metrics.dead_letters.inc(len(batch.letters))
         for message, reason in batch.letters:
             _log.warning(
-                "dead_letter", reason=reason, topic=message.topic(), partition=message.partition(), offset=message.offset()
+                "dead_letter",
+                reason=reason,
+                topic=message.topic(),
+                partition=message.partition(),
+                offset=message.offset(),
             )
         if held:
             _log.info("messages_held", messages=held)
@@ -273,4 +279,3 @@ class Sink:
                 error=failure.error,
                 due_in_seconds=row.due_in,
             )
-

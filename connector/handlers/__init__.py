@@ -24,7 +24,8 @@ class Handler(Protocol):
 
     The statement runs in the transaction that marks the rows consumed, so a message is stored exactly once. It sees a
     relation `accepted` with the columns `outbox_id`, those named in `columns`, and `place`, the order to keep; it must
-    store a row of `accepted` or fail. A `{` or `%` of its own is doubled; `{history}` and `{outbox}` stand for the tables.
+    store a row of `accepted` or fail. A `{` or `%` of its own is doubled; `{history}` and `{outbox}` stand for the
+    tables.
     """
 
     @property

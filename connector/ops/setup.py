@@ -105,7 +105,8 @@ def _topics(options: SetupOptions, deadline: float, say: Callable[[str], None]) 
         )
     except KafkaException as error:
         raise SetupRequired(
-            f"Kafka refuses to create a topic: {error.args[0].str()}. Create {', '.join(wanted)} by hand, or let this client"
+            f"Kafka refuses to create a topic: {error.args[0].str()}."
+            f" Create {', '.join(wanted)} by hand, or let this client"
         ) from error
     for topic in wanted:
         say(f"topic {topic}: {'created' if topic in made else 'there'}")

@@ -53,7 +53,7 @@ def settle_failures(connection: Connection, tables: Tables, failures: Sequence[F
     if final:
         arguments = {"ids": [f.outbox_id for f in final], "errors": [trim_error(f.error) for f in final]}
         rows = connection.execute(tables.query("sink", "mark_dead"), arguments)
-        settled.extend(Settled(outbox_id, True, None) for (outbox_id,) in rows)
+        settled.extend(Settled(outbox_id, dead=True, due_in=None) for (outbox_id,) in rows)
     passing = [failure for failure in failures if not failure.final]
     if passing:
         rows = connection.execute(

@@ -60,4 +60,4 @@ class Tables:
 
     def query(self, file: str, name: str, **more: sql.Composable) -> sql.Composed:
         """Return the named block of a file under `sql/queries`, its placeholders filled in."""
-        return sql.SQL(_blocks(file)[name]).format(**self.identifiers(), **more)  # pyright: ignore
+        return sql.SQL(_blocks(file)[name]).format(**self.identifiers(), **more)

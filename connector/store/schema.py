@@ -57,7 +57,7 @@ def migrations(tables: Tables) -> Iterator[Migration]:
     """Yield the migrations in order, on the configured tables."""
     for path in sorted((sql_directory() / "migrations").glob("*.sql")):
         version, _, name = path.stem.partition("_")
-        statement = sql.SQL(path.read_text("utf-8")).format(**tables.identifiers())  # pyright: ignore
+        statement = sql.SQL(path.read_text("utf-8")).format(**tables.identifiers())
         yield Migration(int(version), name, statement)
 
 
@@ -72,7 +72,10 @@ def migrate(connection: Connection, tables: Tables) -> list[Migration]:
     with connection.transaction():
         connection.execute(tables.query("setup", "lock_setup"))
         connection.execute(tables.query("setup", "create_migrations"))
-        done = {version for (version,) in connection.execute(tables.query("setup", "applied_migrations"), {"outbox": outbox})}
+        done = {
+            version
+            for (version,) in connection.execute(tables.query("setup", "applied_migrations"), {"outbox": outbox})
+        }
         for migration in migrations(tables):
             if migration.version not in done:
                 connection.execute(migration.statement)
@@ -113,7 +116,9 @@ def publish(connection: Connection, tables: Tables, publication: str) -> str:
         return "mended"
 
 
-def script(tables: Tables, publication: str, slot: str, parts: Sequence[str] = ("roles.sql",)) -> Iterator[sql.Composable]:
+def script(
+    tables: Tables, publication: str, slot: str, parts: Sequence[str] = ("roles.sql",)
+) -> Iterator[sql.Composable]:
     """Yield everything that `setup` does in the database, as SQL to read and run by hand."""
     outbox = sql.Literal(str(tables.outbox))
     yield tables.query("setup", "create_migrations")
@@ -126,7 +131,8 @@ def script(tables: Tables, publication: str, slot: str, parts: Sequence[str] = (
     yield sql.SQL(
         "-- Only inserts of pending rows, and of them only what the reader needs.\n"
         "do $publication$\nbegin\n"
-        "    if not exists (select from pg_publication where pubname = {name}) then\n{create};\n    end if;\nend\n$publication$"
+        "    if not exists (select from pg_publication where pubname = {name}) then\n{create};\n    end if;\n"
+        "end\n$publication$"
     ).format(name=sql.Literal(publication), create=publication_statement(tables, publication))
     yield sql.SQL(
         "-- The slot. The reader makes it by itself where it is missing.\n"
@@ -134,4 +140,4 @@ def script(tables: Tables, publication: str, slot: str, parts: Sequence[str] = (
         " where not exists (select from pg_replication_slots where slot_name = {slot})"
     ).format(slot=sql.Literal(slot))
     for part in parts:
-        yield sql.SQL((sql_directory() / part).read_text("utf-8")).format(**tables.identifiers())  # pyright: ignore
+        yield sql.SQL((sql_directory() / part).read_text("utf-8")).format(**tables.identifiers())

@@ -77,7 +77,9 @@ class Settlement:
 
     def _compose(self, destination: Destination) -> sql.Composed:
         parameters = sql.SQL("").join(
-            sql.SQL(", %({})s::{}[]").format(sql.SQL(_parameter(name)), sql.SQL(type_))  # of the handler's code, no input
+            sql.SQL(", %({})s::{}[]").format(
+                sql.SQL(_parameter(name)), sql.SQL(type_)
+            )  # of the handler's code, no input
             for name, type_ in destination.columns.items()
         )
         columns = sql.SQL("").join(sql.SQL(", {}").format(sql.Identifier(name)) for name in destination.columns)
@@ -115,7 +117,8 @@ class Settlement:
                     self._store_each_that_can(group, result)
                 else:
                     result.outcomes.extend(self._store(group))
-            due = [row.due_in for row in (*result.settled, *result.outcomes) if row.due_in is not None]
+            waits = [*(row.due_in for row in result.settled), *(row.due_in for row in result.outcomes)]
+            due = [seconds for seconds in waits if seconds is not None]
             if due:
                 wake_reader(self.connection, self._tables, min(due))
         return result

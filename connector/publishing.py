@@ -1,0 +1,198 @@
+"""Hands rows to the producer, and hears what becomes of them.
+
+Only delivery reports count: a row is published when Kafka says so, and a refusal is either the row's own failure or
+the producer's, never both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from connector.kafka import (
+    LARGEST_MESSAGE,
+    Fate,
+    Kafka,
+    KafkaError,
+    KafkaException,
+    Message,
+    Publisher,
+    fate_of,
+    size_of,
+)
+from connector.ledger import Lot
+from connector.observability.logs import get_logger
+from connector.outbox import Failure, OutboxRow, decode_envelope, decode_headers, encode_envelope
+
+if TYPE_CHECKING:
+    from connector.observability.metrics import ReaderMetrics
+
+MOST_IN_FLIGHT: Final = 20_000
+MOST_BYTES_IN_FLIGHT: Final = 24 * 1024 * 1024
+
+_log = get_logger("reader")
+
+
+class PublisherBroken(Exception):
+    """The producer cannot go on; everything unconfirmed is read and published again with a new one."""
+
+
+class Shipment:
+    """Rows that are published together: their lot, and the one delivery callback of all of its messages."""
+
+    __slots__ = ("_publishing", "due", "lot")
+
+    def __init__(self, publishing: Publishing, *, due: bool) -> None:
+        """Begin with no row; `due` rows come from the table because their time has come."""
+        self._publishing = publishing
+        self.due = due
+        self.lot = Lot(time.monotonic())
+
+    def add(self, row: OutboxRow) -> None:
+        """Hand a row to the producer. Whatever becomes of it, the lot hears of it."""
+        value = encode_envelope(row)
+        self.lot.add(row.fence, len(value) + len(row.key))
+        self._publishing.produce(self, row, value)
+
+    def close(self) -> None:
+        """Add no more rows."""
+        self.lot.closed = True
+        if self.lot.fences and self.lot.answered:
+            self._publishing.answered(self)
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        """Take a delivery report; librdkafka calls this from within `Publishing.turn`."""
+        self.lot.awaited -= 1
+        self._publishing.in_flight -= 1
+        if error is not None:
+            envelope = decode_envelope(message.value())
+            attempt = Failure(envelope.outbox_id, envelope.attempt, "", "")
+            self._publishing.refused(self.lot, error, attempt, message.topic() or "", size_of(message))
+        if self.lot.answered:
+            self._publishing.answered(self)
+
+
+class Publishing:
+    """The producer's side of the reader: what is in flight, within bounds."""
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        topics: Iterable[str],
+        metrics: ReaderMetrics,
+        *,
+        on_error: Callable[[KafkaError], None],
+        on_answered: Callable[[Shipment], None],
+    ) -> None:
+        """Make the producer; `on_answered` gets each shipment for whose every row Kafka has answered."""
+        self._kafka = kafka
+        self._topics = set(topics)
+        self._metrics = metrics
+        self._on_error = on_error
+        self._on_answered = on_answered
+        self._broken: str | None = None
+        self.in_flight = 0
+        self._bytes_in_flight = 0
+        self._publisher = self._new_publisher()
+
+    def _new_publisher(self) -> Publisher:
+        publisher = Publisher(self._kafka, sorted(self._topics), self._on_error)
+        _log.info("producer_ready", batch_bytes=publisher.batch_size)
+        return publisher
+
+    def replace(self) -> None:
+        """Throw away what is in flight and begin with a new producer."""
+        self._publisher.abandon()
+        self._broken = None
+        self.in_flight = 0
+        self._bytes_in_flight = 0
+        self._publisher = self._new_publisher()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be handed over; one message of any size always fits into an empty pipe."""
+        return self.in_flight < MOST_IN_FLIGHT and self._bytes_in_flight < MOST_BYTES_IN_FLIGHT
+
+    def publish(self, rows: Iterable[OutboxRow], *, due: bool) -> Lot:
+        """Publish rows of the table, in this order."""
+        shipment = Shipment(self, due=due)
+        for row in rows:
+            shipment.add(row)
+        shipment.close()
+        return shipment.lot
+
+    def turn(self, seconds: float) -> None:
+        """Let deliveries come in, waiting for the first of them at most so long.
+
+        Raises:
+            PublisherBroken: a delivery failed for no fault of its message.
+        """
+        self._publisher.poll(seconds)
+        if self._broken is not None:
+            raise PublisherBroken(self._broken)
+
+    def produce(self, shipment: Shipment, row: OutboxRow, value: bytes) -> None:
+        """Hand one message to librdkafka, which copies it."""
+        self._topics.add(row.topic)
+        self.in_flight += 1
+        self._bytes_in_flight += len(value) + len(row.key)
+        headers = decode_headers(row.headers) if row.headers is not None else []
+        while True:
+            try:
+                self._publisher.produce(row.topic, value, row.key, on_delivery=shipment, headers=headers)
+            except BufferError:
+                self._publisher.poll(0.05)
+            except KafkaException as error:
+                shipment.lot.awaited -= 1
+                self.in_flight -= 1
+                attempt = Failure(row.fence.outbox_id, row.fence.retry_count, "", "")
+                self.refused(shipment.lot, error.args[0], attempt, row.topic, len(value) + len(row.key))
+                return
+            else:
+                return
+
+    def answered(self, shipment: Shipment) -> None:
+        """Count and pass on a shipment for whose every row an answer came."""
+        if self._broken is not None:
+            # One of its messages may be among those that failed for no fault of theirs: it must not be marked.
+            return
+        lot = shipment.lot
+        self._bytes_in_flight -= lot.bytes
+        waited = time.monotonic() - lot.opened_at
+        for lag, rows in lot.waits:
+            if rows:
+                self._metrics.commit_to_ack.observe(lag + waited, rows)
+        self._metrics.published.inc(len(lot.fences) - len(lot.failures))
+        self._on_answered(shipment)
+
+    def refused(self, lot: Lot, error: KafkaError, attempt: Failure, topic: str, size: int) -> None:
+        """Decide what a refused message means: its row's failure, or the producer's."""
+        self._metrics.publish_failures.inc()
+        fate = fate_of(error)
+        if fate is Fate.TOO_LARGE:
+            limit = self._limit(topic, size)
+            if limit is not None and size <= limit < self._publisher.batch_size:
+                # The broker refused a whole batch; the message alone would pass.
+                self._broken = f"topic {topic} takes {limit} bytes at most, less than a batch"
+                return
+            text = (
+                f"the message takes about {size} bytes, more than topic {topic} allows (max.message.bytes"
+                f" {'unknown' if limit is None else limit}): enqueue less, or raise the topic's limit and redrive"
+            )
+            lot.failed(attempt._replace(error=text, reason="message_too_large", final=True))
+        elif fate is Fate.TOPIC_REFUSED:
+            text = (
+                f"Kafka refuses topic {topic}: {error.str()} ({error.name()})."
+                " Create the topic, or let this client write to it"
+            )
+            lot.failed(attempt._replace(error=text, reason="topic_refused"))
+        else:
+            self._broken = f"delivery failed for no fault of the message: {error.str()} ({error.name()})"
+
+    def _limit(self, topic: str, size: int) -> int | None:
+        if size > LARGEST_MESSAGE:
+            return LARGEST_MESSAGE
+        limit = self._publisher.limit_of(topic)
+        # What is remembered cannot be why the broker refused it: the limit has changed since.
+        return self._publisher.limit_of(topic, again=True) if limit is not None and size <= limit else limit

@@ -1,0 +1,132 @@
+"""What the frames of the replication stream mean: rows to publish, positions to confirm, hints to look at the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from connector.errors import ProtocolError
+from connector.ledger import Ledger
+from connector.outbox import WAKE_PREFIX, Table
+from connector.publishing import Publishing, Shipment
+from connector.replication import ReplicationConnection
+from connector.retries import due_in_seconds
+from connector.row import RowDecoder
+from connector.wire.frames import PrimaryKeepalive, XLogData
+from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relation, decode
+
+_ROWS_PER_LOT: Final = 250
+_FRAMES_PER_TURN: Final = 500
+# When nothing of ours is written, the position is confirmed in steps: each costs a write, which is WAL again.
+_IDLE_STEP_BYTES: Final = 256 * 1024
+
+
+class Stream:
+    """Reads frames, hands their rows on, and keeps the ledger of what they are waiting for."""
+
+    def __init__(self, outbox: Table, publishing: Publishing, hint: Callable[[float], None]) -> None:
+        """Prepare; `hint` is told of rows that fall due, in seconds from now."""
+        self._outbox = outbox
+        self._publishing = publishing
+        self._hint = hint
+        self._decoders: dict[int, RowDecoder | None] = {}
+        self._commit_lag = 0.0
+        self.in_transaction = False
+        self.reply_requested = False
+        """Whether the server wants a status update at once; the reader sends it and clears this."""
+        self.ledger = Ledger()
+        self.received_lsn = 0
+        """Everything before this was read: where to go on after the connection broke."""
+        self.server_position = 0
+        """How far the server's WAL goes, as far as the stream tells."""
+
+    def forget(self) -> None:
+        """Forget what was read: it will be read again, or is looked for in the table."""
+        self.ledger = Ledger()
+        self.received_lsn = 0
+
+    def begin(self) -> None:
+        """Expect a new stream: it describes its relations anew, and starts between transactions."""
+        self._decoders = {}
+        self.in_transaction = False
+        self.reply_requested = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing that was read waits for its fate."""
+        return self.ledger.empty and not self.in_transaction
+
+    def read(self, replication: ReplicationConnection) -> bool:
+        """Take what has arrived, up to a turn's worth; tell whether nothing more is waiting.
+
+        Raises:
+            StreamEnded: the server ended the stream, or the connection broke.
+            ProtocolError: the server sent what makes no sense.
+            SetupRequired: the publication does not send what the reader needs.
+        """
+        shipment = Shipment(self._publishing, due=False)
+        try:
+            for _ in range(_FRAMES_PER_TURN):
+                frame = replication.read()
+                if frame is None:
+                    return True
+                if isinstance(frame, PrimaryKeepalive):
+                    self._keepalive(frame)
+                    continue
+                self._message(frame, shipment)
+                if len(shipment.lot.fences) >= _ROWS_PER_LOT or not self._publishing.has_room:
+                    break
+        finally:
+            shipment.close()
+        return False
+
+    def _keepalive(self, frame: PrimaryKeepalive) -> None:
+        self.server_position = max(self.server_position, frame.wal_end)
+        self.reply_requested = self.reply_requested or frame.reply_requested
+        flushable = self.ledger.settle()
+        # With nothing undelivered, all that the server has sent is settled, also what it had nothing to send of.
+        if self.idle and frame.wal_end - flushable >= _IDLE_STEP_BYTES:
+            self.ledger.nothing_until(frame.wal_end)
+            self.received_lsn = max(self.received_lsn, frame.wal_end)
+
+    def _message(self, frame: XLogData, shipment: Shipment) -> None:
+        message = decode(frame.payload)
+        if isinstance(message, Insert):
+            self._insert(message, shipment)
+        elif isinstance(message, Begin):
+            self.in_transaction = True
+            self._commit_lag = max(0.0, (frame.send_time - message.commit_time) / 1_000_000)
+            shipment.lot.waits.append((self._commit_lag, 0))
+            self.server_position = max(self.server_position, frame.wal_end)
+        elif isinstance(message, Commit):
+            self.in_transaction = False
+            self.received_lsn = message.end_lsn
+            self.server_position = max(self.server_position, message.end_lsn)
+            self.ledger.committed(message.end_lsn)
+        elif isinstance(message, LogicalMessage):
+            if message.prefix == WAKE_PREFIX:
+                self._hint(due_in_seconds(message.content))
+        elif isinstance(message, Relation):
+            ours = Table(message.schema, message.name) == self._outbox
+            self._decoders[message.oid] = RowDecoder(message) if ours else None
+
+    def _insert(self, message: Insert, shipment: Shipment) -> None:
+        try:
+            decoder = self._decoders[message.relation_oid]
+        except KeyError:
+            raise ProtocolError(
+                f"an insert into relation {message.relation_oid}, which the stream never described"
+            ) from None
+        if decoder is None:
+            return
+        row = decoder(message.values)
+        if row.fence.next_retry_at is not None:
+            # Enqueued for later: the table holds it until then.
+            self._hint(0)
+            return
+        lot = shipment.lot
+        if not lot.fences:
+            self.ledger.append(lot)
+        lag, rows = lot.waits.pop() if lot.waits else (self._commit_lag, 0)
+        lot.waits.append((lag, rows + 1))
+        shipment.add(row)
