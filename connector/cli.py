@@ -385,7 +385,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument("--messages", type=_positive(int), default=3000, metavar="N", help="how many (default: 3000)")
     demo.add_argument(
-        "--rate", type=_positive(float), default=400.0, metavar="N", help="messages a second, at most (default: 400)"
+        "--rate", type=_positive(float), default=250.0, metavar="N", help="messages a second, at most (default: 250)"
     )
     demo.add_argument(
         "--database",
@@ -410,6 +410,6 @@ def _positive(number: type[int | float]) -> Callable[[str], float]:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from connector.demo.run import DemoOptions, run  # noqa: PLC0415 - costs the other commands nothing
+    from connector.demo.run import DemoOptions, run
 
     return run(DemoOptions(arguments.messages, arguments.rate, arguments.database, arguments.kafka))

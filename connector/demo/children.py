@@ -23,7 +23,6 @@ Event = dict[str, Any]
 
 READY_SECONDS: Final = 60.0
 _HTTP_SECONDS: Final = 3.0
-_LAST_LINES: Final = 8
 _ERRORS: Final[Mapping[int, Callable[[str], ConnectorError]]] = {
     69: ServiceUnavailable,
     78: lambda text: ConfigurationError([text]),
@@ -76,8 +75,7 @@ class Child:
         while self._process.poll() is None:
             pause(0.05)
         if self._process.returncode != 0:
-            last = (self._tail() or ["it said nothing"])[-1].removeprefix("outbox-connector: ")
-            raise _ERRORS.get(self._process.returncode, ConnectorError)(f"{self.command}: {last}")
+            raise _ERRORS.get(self._process.returncode, ConnectorError)(f"{self.command}: {self._last_words()}")
 
     def await_ready(self, pause: Callable[[float], None]) -> None:
         """Wait until its `/readyz` says so.
@@ -100,11 +98,10 @@ class Child:
         """Do nothing while it runs.
 
         Raises:
-            ConnectorError: it has ended; the text has its last lines.
+            ConnectorError: it has ended; the text is its own last line.
         """
         if self._process.poll() is not None:
-            lines = "\n".join(self._tail())
-            raise ConnectorError(f"the {self.command} ended with code {self._process.returncode}:\n{lines}")
+            raise ConnectorError(f"the {self.command} ended with code {self._process.returncode}: {self._last_words()}")
 
     def metrics(self) -> dict[str, float]:
         """Return its metrics by name, without our prefix and summed over labels; empty if it does not answer."""
@@ -146,6 +143,12 @@ class Child:
         finally:
             connection.close()
 
-    def _tail(self) -> list[str]:
-        lines = self._path.read_text("utf-8", "replace").splitlines()
-        return [line for line in lines if line.strip()][-_LAST_LINES:]
+    def _last_words(self) -> str:
+        """Return what it said last: an error for people, a logged one, or the end of a traceback."""
+        lines = [line for line in self._path.read_text("utf-8", "replace").splitlines() if line.strip()]
+        last = lines[-1] if lines else "it said nothing"
+        try:
+            event = json.loads(last)
+        except ValueError:
+            return last.removeprefix("outbox-connector: ")
+        return str(event.get("error") or event.get("exception") or last).strip().splitlines()[-1]

@@ -18,6 +18,10 @@ class DeadMessage(NamedTuple):
     attempts: int
     reason: str
 
+    def __str__(self) -> str:
+        """Return it as a line."""
+        return f"#{self.outbox_id} after {self.attempts} attempts: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:

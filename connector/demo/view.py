@@ -41,13 +41,14 @@ class Rate:
 
     def add(self, moment: float, count: int) -> float:
         """Note a count at a moment in seconds, and return the rate over the last second or two."""
+        if self._points and self._points[-1][0] < moment:
+            before, passed = self._points[-1][1], moment - self._points[-1][0]
+            self.history.append(max(0.0, (count - before) / passed))
         self._points.append((moment, count))
         while len(self._points) > 2 and self._points[1][0] < moment - _RATE_OVER:  # noqa: PLR2004 - two make a rate
             self._points.popleft()
         (then, before), passed = self._points[0], moment - self._points[0][0]
-        rate = max(0.0, (count - before) / passed) if then < moment else 0.0
-        self.history.append(rate)
-        return rate
+        return max(0.0, (count - before) / passed) if then < moment else 0.0
 
     def sparkline(self) -> str:
         """Return the rates so far as a row of bars."""
@@ -77,8 +78,8 @@ class Panels:
     def _panel(self, now: Snapshot, rates: tuple[float, float], *, last: bool) -> Panel:
         flow = Table.grid(padding=(0, 2, 0, 0))
         flow.add_column(width=_LABEL, style="bold")
-        flow.add_column(justify="right", width=7)
-        flow.add_column(justify="right", width=8)
+        flow.add_column(justify="right", width=9)
+        flow.add_column(justify="right", width=12)
         flow.add_column(width=_SPARKLINE, no_wrap=True)
         bar = ProgressBar(now.total, now.enqueued, width=_SPARKLINE, complete_style="cyan", finished_style="cyan")
         flow.add_row("enqueued", f"{now.enqueued:,}", Text(f"of {now.total:,}", "dim"), bar)
@@ -110,10 +111,9 @@ class Panels:
         )
         facts.add_row("retries", f"{now.retries:,} scheduled · {now.held:,} held back in order, {now.held_now:,} now")
         for dead in now.dead[:2]:
-            text = f"#{dead.outbox_id} after {dead.attempts} attempts: {dead.reason}"
-            facts.add_row(Text("dead", "bold red"), Text(text))
+            facts.add_row(Text("dead", "bold red"), Text(str(dead)))
 
-        title = Text.assemble((" outbox-connector demo ", "bold"), (f"{now.elapsed:.0f} s ", "dim"))
+        title = Text.assemble(("outbox-connector demo", "bold"), (f" · {now.elapsed:.0f} s", "dim"))
         parts: list[RenderableType] = [
             Text(self._route, "dim", no_wrap=True, overflow="ellipsis"),
             Text(),
@@ -154,6 +154,8 @@ class Lines:
             f"  waiting {now.waiting}  retries {now.retries}  held {now.held}  dead {len(now.dead)}"
             f"  lag {_size(now.lag_bytes)}  p50 {_duration(now.p50)}  p99 {_duration(now.p99)}\n"
         )
+        if last:
+            sys.stdout.writelines(f"dead: {dead}\n" for dead in now.dead)
         sys.stdout.flush()
 
 

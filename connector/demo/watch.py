@@ -16,7 +16,7 @@ from connector.demo.proof import DeadMessage, dead_messages
 from connector.store.queries import Tables
 
 _KEPT_EVENTS: Final = 3
-_TOLD: Final = frozenset({"retry_scheduled", "message_dead", "messages_held"})
+_TOLD: Final = frozenset({"retry_scheduled", "message_dead"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Snapshot:
     p50: float | None
     p99: float | None
     retries: int
-    held: int
+    held: int  # how often a message was held back, in all
     held_now: int
     happenings: tuple[Happening, ...]
 
@@ -71,8 +71,7 @@ class Watch:
         self._metrics: dict[Child, dict[str, float]] = {reader: {}, sink: {}}
         self._happenings: deque[Happening] = deque(maxlen=_KEPT_EVENTS)
         self._dead: tuple[DeadMessage, ...] = ()
-        self.held = 0
-        """How often a message was held back behind an earlier one of its conversation."""
+        self._held = 0
 
     def look(self) -> Snapshot:
         """Take a snapshot.
@@ -106,24 +105,20 @@ class Watch:
             p50=p50,
             p99=p99,
             retries=int(read.get("retries_scheduled_total", 0) + stored.get("retries_scheduled_total", 0)),
-            held=self.held,
+            held=self._held,
             held_now=int(stored.get("held_messages", 0)),
             happenings=tuple(self._happenings),
         )
 
     def _note(self, events: Sequence[Event], elapsed: float) -> None:
-        for event in events:
-            name = event.get("event")
-            if name == "messages_held":
-                self.held += int(event.get("messages", 0))
-            if name in _TOLD:
-                self._happenings.append(Happening(elapsed, _told(event)))
+        held = sum(int(event.get("messages", 0)) for event in events if event.get("event") == "messages_held")
+        self._held += held
+        self._happenings.extend(Happening(elapsed, _told(event)) for event in events if event.get("event") in _TOLD)
+        if held:
+            self._happenings.append(Happening(elapsed, f"{held} held back behind an earlier one of their conversation"))
 
 
 def _told(event: Event) -> str:
-    if event["event"] == "messages_held":
-        number = event.get("messages", 0)
-        return f"{number} held back behind an earlier one of their conversation"
-    what = f"#{event.get('outbox_id')} attempt {int(event.get('attempt', 0)) + 1} failed"
+    what = f"#{event.get('outbox_id')} failed, attempt {int(event.get('attempt', 0)) + 1}"
     due = event.get("due_in_seconds")
-    return f"{what}, dead" if due is None else f"{what}, retry in {due:.0f} s"
+    return f"{what}: dead" if due is None else f"{what}: next one in {due:.0f} s"
