@@ -30,6 +30,7 @@ BATCH_ROWS: Final = 1_000
 _POLL_SECONDS: Final = 0.5
 _START_PAUSE: Final = 0.2
 _LONGEST_WAIT: Final = 5.0
+_LOOK_SECONDS: Final = 2.0
 
 _log = get_logger("sink")
 
@@ -57,6 +58,7 @@ class Batch:
     hopeless: list[Failure]
     letters: list[tuple[Message, str]]
     keys: dict[int, str]
+    duplicates: int = 0
 
 
 class Sink:
@@ -77,6 +79,7 @@ class Sink:
         self._letters = DeadLetters(options.kafka, options.dead_letter_topic)
         self._subscription: Subscription
         self._database_problem: str | None = "not connected to the database yet"
+        self._looked_at = 0.0
 
     def stop(self) -> None:
         """Ask the sink to finish its batch and end; fit for a signal handler."""
@@ -109,6 +112,8 @@ class Sink:
                 messages = self._subscription.take(BATCH_ROWS, _POLL_SECONDS)
                 if messages:
                     self._settle(messages)
+                else:
+                    self._look_at_database()
         finally:
             self._subscription.close()
 
@@ -150,6 +155,20 @@ class Sink:
             self._settlement = Settlement(connection, options.tables, self._handlers, strict=options.strict)
         self._database_problem = None
         return self._settlement
+
+    def _look_at_database(self) -> None:
+        """While idle, find out whether the database is there, so that readiness need not wait for a message."""
+        if time.monotonic() < self._looked_at + _LOOK_SECONDS:
+            return
+        try:
+            self._connected().connection.execute("select 1", prepare=False)
+        except psycopg.Error as error:
+            problem = describe(error)
+            if problem != self._database_problem:
+                _log.warning("database_away", error=problem)
+            self._database_problem = problem
+            self._disconnect()
+        self._looked_at = time.monotonic()
 
     def _disconnect(self) -> None:
         if self._settlement is not None:
@@ -230,7 +249,7 @@ class Sink:
             else:
                 # Two copies of one message: the row is stored once, and what counts is its newest attempt.
                 batch.items[place] = max(batch.items[place], item, key=lambda copy: copy.attempt)
-                self._metrics.skipped.labels(reason="duplicate").inc()
+                batch.duplicates += 1
         return batch
 
     def _count(self, result: Result, batch: Batch) -> None:
@@ -245,6 +264,8 @@ class Sink:
                 held += 1
             else:
                 metrics.skipped.labels(reason=outcome.what).inc()
+        if batch.duplicates:
+            metrics.skipped.labels(reason="duplicate").inc(batch.duplicates)
         metrics.consumed.inc(stored)
         metrics.sink_batch_rows.observe(len(result.outcomes) + len(result.failures))
         metrics.dead_letters.inc(len(batch.letters))
