@@ -281,7 +281,7 @@ class Reader:
         """Read, publish and confirm until stopped; False then, True where the slot was given up for its budget."""
         self._ready_once = True
         stream = self._stream
-        confirmed = stream.ledger.flushable_lsn
+        confirmed = min(self._bookkeeper.recorded_lsn, stream.ledger.flushable_lsn)
         next_feedback = 0.0
         try:
             while not self._stopping:
