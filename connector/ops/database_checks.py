@@ -498,7 +498,10 @@ def _publication(facts: DatabaseExamination) -> Iterator[Verdict]:
             problems.append(warning(f"publication {name!r} also sends columns {listed(more)}", _SETUP))
         problems.extend(_row_filter(name, found.row_filter))
         if found.tables > 1:
-            problems.append(warning(f"publication {name!r} also sends {found.tables - 1} other tables", _SETUP))
+            more_tables = (
+                f"publication {name!r} also sends {found.tables - 1} other tables, which the reader throws away"
+            )
+            problems.append(warning(more_tables, f"alter publication {_quoted(name)} drop table …"))
     yield from problems or [ok(f"{name!r} sends the inserts of pending rows, and only what the reader needs")]
 
 
