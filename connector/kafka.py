@@ -18,7 +18,7 @@ import confluent_kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
-from connector.errors import ConfigurationError
+from connector.errors import ConfigurationError, ServiceUnavailable
 from connector.observability.logs import get_logger
 
 __all__ = [
@@ -113,6 +113,13 @@ class Fate(Enum):
     NOT_ITS_FAULT = auto()
 
 
+_COORDINATOR_BUSY: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
 _TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 _REFUSED: Final = frozenset(
     {
@@ -306,7 +313,11 @@ class Subscription:
         _log.info("partitions_revoked", gone=len(partitions), all=len(self.assigned))
 
     def take(self, most: int, seconds: float) -> list[Message]:
-        """Return up to so many messages, waiting so long for the first and not at all for the others."""
+        """Return up to so many messages, waiting so long for the first and not at all for the others.
+
+        Raises:
+            ServiceUnavailable: the consumer is at its end, for example because another one took its static membership.
+        """
         messages, self._kept = self._kept, []
         if not messages:
             first = self._consumer.poll(seconds)
@@ -319,6 +330,8 @@ class Subscription:
         error = message.error()
         if error is None:
             return True
+        if error.fatal():
+            raise ServiceUnavailable(f"the consumer cannot go on: {error.str()} ({error.name()})")
         self.problem = f"topic {message.topic()}: {error.str()} ({error.name()})"
         _log.warning("consumer_error", error=self.problem)
         self._on_error(error)
@@ -565,10 +578,11 @@ class Admin:
             KafkaException: the group cannot be asked.
         """
         request = confluent_kafka.ConsumerGroupTopicPartitions(group_id)
-        (future,) = self._client.list_consumer_group_offsets([request], request_timeout=timeout).values()
+        ask = self._client.list_consumer_group_offsets
+        offsets = _from_coordinator(lambda: ask([request], request_timeout=timeout), timeout)
         return {
             (entry.topic, entry.partition): entry.offset
-            for entry in future.result().topic_partitions
+            for entry in offsets.topic_partitions
             if entry.offset is not None and entry.offset >= 0
         }
 
@@ -578,8 +592,8 @@ class Admin:
         Raises:
             KafkaException: the group cannot be asked.
         """
-        (future,) = self._client.describe_consumer_groups([group_id], request_timeout=timeout).values()
-        group = future.result()
+        ask = self._client.describe_consumer_groups
+        group = _from_coordinator(lambda: ask([group_id], request_timeout=timeout), timeout)
         members = [
             GroupMember(
                 member.client_id,
@@ -611,3 +625,16 @@ class Admin:
             (place.topic, place.partition): (future.result().offset, ends[place.topic, place.partition])
             for place, future in first.items()
         }
+
+
+def _from_coordinator(ask: Callable[[], Mapping[Any, Any]], timeout: float) -> Any:  # noqa: ANN401 - the library's own
+    """Return the one answer of a group's coordinator, which may need a moment after a broker's start."""
+    deadline = time.monotonic() + timeout
+    while True:
+        (future,) = ask().values()
+        try:
+            return future.result()
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
