@@ -18,7 +18,7 @@ from connector.observability.logs import get_logger
 from connector.outbox import Fence, OutboxRow
 from connector.retries import Agenda
 from connector.store.bookkeeping import Bookkeeping, Connection, Settled
-from connector.store.connections import describe, is_conflict
+from connector.store.connections import describe, is_conflict, is_pooler_trouble
 from connector.store.queries import Tables
 
 MARK_DELAY_SECONDS = 0.3
@@ -39,7 +39,7 @@ class Bookkeeper(threading.Thread):
 
     def __init__(
         self,
-        connect: Callable[[], Connection],
+        connect: Callable[[bool], Connection],
         tables: Tables,
         slot: str,
         *,
@@ -47,9 +47,14 @@ class Bookkeeper(threading.Thread):
         wake: Callable[[], None],
         beat: Callable[[], None],
     ) -> None:
-        """Prepare the thread; `wake` is called when the reader should look at `recorded_lsn` or `due`."""
+        """Prepare the thread.
+
+        `connect` is told whether statements may be prepared; `wake` is called when the reader should look at
+        `recorded_lsn` or `due`.
+        """
         super().__init__(name="bookkeeper", daemon=True)
         self._connect = connect
+        self._prepare = True
         self._tables = tables
         self._slot = slot
         self._on_settled = on_settled
@@ -163,7 +168,7 @@ class Bookkeeper(threading.Thread):
         while not self._closed:
             try:
                 if self._books is None:
-                    self._books = Bookkeeping(self._connect(), self._tables, self._slot)
+                    self._books = Bookkeeping(self._connect(self._prepare), self._tables, self._slot)
                 self._work(self._books)
                 self.problem = None
                 wait = 0.1
@@ -171,6 +176,8 @@ class Bookkeeper(threading.Thread):
             except psycopg.Error as error:
                 if is_conflict(error):
                     continue
+                if is_pooler_trouble(error):
+                    self._prepare = False
                 self.problem = describe(error)
                 _log.warning("bookkeeping_interrupted", error=self.problem, unmarked=self._unmarked)
                 self._disconnect()

@@ -41,7 +41,8 @@ def judge(slot: SlotState | None, progress: Progress | None, system_identifier: 
     by somebody else, and rows may lie in between.
     """
     if slot is None:
-        return Judgement(Remedy.MAKE, "there was no slot")
+        owed = progress.catch_up_reason if progress is not None and progress.catch_up_owed else None
+        return Judgement(Remedy.MAKE, owed or "there was no slot")
     if slot.wal_status == "lost" or slot.confirmed_lsn is None:
         return Judgement(Remedy.REPLACE, "the server invalidated the slot")
     if progress is None:

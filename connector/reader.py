@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import psycopg
 
@@ -38,10 +39,13 @@ MOST_UNMARKED: Final = 100_000
 _DUE_AT_ONCE = 250
 _CATCH_UP_BATCH = 500
 _CHECK_SECONDS = 2.0
+_CHECK_SECONDS_WHEN_IDLE = 10.0
 _LONGEST_WAIT = 0.5
 _DELIVERY_WAIT = 0.005
 _SLOW_DELIVERY_SECONDS = 10.0
 _LONGEST_RECONNECT_WAIT = 5.0
+_OVER_BUDGET = "the slot reached its WAL budget"
+_YOUNG_PUBLICATION = "the publication is younger than the slot"
 # The slot is let go a little before its budget, so that it stays within it while that happens.
 _BUDGET_MARGIN = 0.9
 # Of the shutdown's time, what Kafka may take; the rest is for the database.
@@ -49,6 +53,8 @@ _SHARE_OF_SHUTDOWN_FOR_KAFKA = 0.7
 
 _PUBLICATION_MISSING = "42704"
 _OBJECT_IN_USE = "55006"
+
+T = TypeVar("T")
 
 _log = get_logger("reader")
 
@@ -82,7 +88,9 @@ class Reader:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._reachability = Reachability(options.kafka)
         self._bookkeeper = Bookkeeper(
-            lambda: connect(options.database_url, name="outbox-connector reader (bookkeeping)"),
+            lambda prepare: connect(
+                options.database_url, name="outbox-connector reader (bookkeeping)", prepare=prepare
+            ),
             options.tables,
             options.slot_name,
             on_settled=self._settled,
@@ -91,7 +99,8 @@ class Reader:
         )
         self._publishing: Publishing
         self._stream: Stream
-        self._checked_at = 0.0
+        self._system = ""
+        self._next_check = 0.0
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -143,12 +152,14 @@ class Reader:
                 self._lead()
                 pause = 0.0
             except PublisherBroken as error:
+                self._health.ready("reader", str(error))
                 _log.error("producer_replaced", reason=str(error))
                 self._replace_publisher()
+                pause = _longer(pause)
             except (StreamEnded, psycopg.Error, SetupRequired) as error:
                 self._interrupted(error, deadline)
                 # A stream that ended says nothing about how the next attempt will go.
-                pause = 0.2 if isinstance(error, StreamEnded) else min(max(0.2, pause * 2), _LONGEST_RECONNECT_WAIT)
+                pause = 0.2 if isinstance(error, StreamEnded) else _longer(pause)
         self._bookkeeper.drain(self._options.shutdown_seconds)
         self._bookkeeper.close()
 
@@ -199,6 +210,7 @@ class Reader:
                 return
             with connect(self._options.database_url, name="outbox-connector reader", statement_seconds=0) as connection:
                 books = Bookkeeping(connection, self._options.tables, self._options.slot_name)
+                self._system = replication.identify().identifier
                 self._metrics.leader.set(1)
                 _log.info("leadership_taken", slot=self._options.slot_name)
                 while not self._stopping and self._lead_once(replication, books):
@@ -226,7 +238,8 @@ class Reader:
     def _lead_once(self, replication: ReplicationConnection, books: Bookkeeping) -> bool:
         """Catch up if that is owed, then stream; tell whether to do it again at once."""
         self._check_publication(books)
-        judgement = prepare_slot(replication, books, self._options.slot_name)
+        # A slot that is made waits for every transaction that is open.
+        judgement = self._meanwhile(lambda: prepare_slot(replication, books, self._options.slot_name))
         if judgement.remedy is not Remedy.KEEP:
             _log.warning("slot_made", slot=self._options.slot_name, remedy=judgement.remedy.name.lower())
         progress = books.read_progress()
@@ -299,23 +312,29 @@ class Reader:
                     stream.reply_requested = False
                     next_feedback = now + FEEDBACK_SECONDS
                     self._report_readiness()
-                if now >= self._checked_at + _CHECK_SECONDS:
-                    self._checked_at = now
-                    if self._may_be_over_budget(confirmed) and self._over_budget(books):
-                        replication.stop(5.0)
-                        stream.forget()
-                        self._move_slot(replication, books)
-                        return True
+                if now >= self._next_check and self._over_budget(books, idle=caught_up and stream.idle):
+                    self._owe_all(books, _OVER_BUDGET)
+                    self._leave_stream(replication, books)
+                    self._drop_slot(books, _OVER_BUDGET)
+                    return True
                 if caught_up or not self._has_room():
                     self._wait(replication, next_feedback - now, reading=caught_up)
         except StreamEnded as error:
             if error.sqlstate == _PUBLICATION_MISSING:
                 self._check_publication(books)
                 # It is there now, but not yet at the position the stream starts from: the server cannot read on.
-                self._drop_slot(replication, books, "the publication is younger than the slot")
+                self._owe_all(books, _YOUNG_PUBLICATION)
+                self._drop_slot(books, _YOUNG_PUBLICATION)
             raise
         self._finish(replication, confirmed)
         return False
+
+    def _leave_stream(self, replication: ReplicationConnection, books: Bookkeeping) -> None:
+        """End the stream before its slot is given up; a server too busy to listen is not asked but told."""
+        self._stream.forget()
+        if not replication.stop(_CHECK_SECONDS):
+            books.end_walsender(replication.backend_pid)
+            raise StreamEnded("the server did not end the stream when asked, so its session was ended")
 
     def _has_room(self) -> bool:
         return self._publishing.has_room and self._bookkeeper.unmarked < MOST_UNMARKED
@@ -356,6 +375,14 @@ class Reader:
     def _turn(self, seconds: float) -> None:
         self._publishing.turn(seconds)
         self._health.beat("reader")
+
+    def _meanwhile(self, work: Callable[[], T]) -> T:
+        """Wait for the database without neglecting Kafka, or seeming to be stuck."""
+        with ThreadPoolExecutor(1) as thread:
+            future = thread.submit(work)
+            while not future.done():
+                self._turn(0.02)
+            return future.result()
 
     def _publish_due(self) -> None:
         due = self._bookkeeper.due
@@ -409,6 +436,7 @@ class Reader:
                 name="outbox-connector reader (catch-up)",
                 statement_seconds=0,
                 idle_in_transaction_seconds=0,
+                prepare=False,
             ) as connection:
                 table = Bookkeeping(connection, self._options.tables, self._options.slot_name)
                 for rows in table.catch_up_rows(progress.catch_up_through, _CATCH_UP_BATCH):
@@ -446,40 +474,44 @@ class Reader:
     def _tend(self, replication: ReplicationConnection, books: Bookkeeping) -> None:
         """While not streaming: keep the session, publish what is due, keep the slot within its budget."""
         self._publish_due()
-        now = time.monotonic()
-        if now < self._checked_at + _CHECK_SECONDS:
+        if time.monotonic() < self._next_check:
             return
-        self._checked_at = now
         replication.ping()
         self._report_readiness()
-        if self._over_budget(books):
-            self._move_slot(replication, books)
+        if self._over_budget(books, idle=False):
+            self._owe_all(books, _OVER_BUDGET)
+            self._drop_slot(books, _OVER_BUDGET)
+            self._meanwhile(lambda: prepare_slot(replication, books, self._options.slot_name))
 
     # --- the WAL budget ----------------------------------------------------------------------------------------------
 
-    def _may_be_over_budget(self, confirmed: int) -> bool:
-        """Tell from the stream alone whether the server has to be asked; while not reading, it tells nothing."""
-        return not self._has_room() or self._stream.server_position - confirmed > self._options.wal_budget / 2
+    def _over_budget(self, books: Bookkeeping, *, idle: bool) -> bool:
+        """Tell whether the slot pins more than it may, by our fault: an old transaction pins WAL whatever we do.
 
-    def _over_budget(self, books: Bookkeeping) -> bool:
-        """Tell whether the slot pins more than it may, by our fault: an old transaction pins WAL whatever we do."""
+        The server has to be asked: the stream tells how far it was sent, not how far the WAL goes.
+        """
         slot = books.slot_state()
-        if slot is None or slot.retained_bytes is None or slot.confirmed_lsn is None:
-            return False
+        pinned = (slot and slot.retained_bytes) or 0
         allowed = self._options.wal_budget * _BUDGET_MARGIN
-        behind = books.current_wal_lsn() - slot.confirmed_lsn
-        return slot.retained_bytes > allowed and behind > allowed / 2
+        seldom = idle and pinned < allowed / 2
+        self._next_check = time.monotonic() + (_CHECK_SECONDS_WHEN_IDLE if seldom else _CHECK_SECONDS)
+        if slot is None or slot.confirmed_lsn is None or pinned <= allowed:
+            return False
+        return books.current_wal_lsn() - slot.confirmed_lsn > allowed / 2
 
-    def _move_slot(self, replication: ReplicationConnection, books: Bookkeeping) -> None:
-        target = books.current_wal_lsn()
-        system = replication.identify()
-        books.owe_catch_up(system.identifier, target, books.highest_pending_id(), "the slot reached its WAL budget")
-        books.advance_slot(target)
-        _log.warning("wal_budget_reached", budget_bytes=self._options.wal_budget, slot=self._options.slot_name)
+    def _owe_all(self, books: Bookkeeping, reason: str) -> None:
+        """Write down that the table must be asked for everything, before the slot is given up."""
+        books.owe_catch_up(self._system, 0, None, reason)
 
-    def _drop_slot(self, replication: ReplicationConnection, books: Bookkeeping, reason: str) -> None:
-        """Drop the slot, so that the next attempt makes it anew and catches up from the table."""
-        system = replication.identify()
-        books.owe_catch_up(system.identifier, 0, None, reason)
+    def _drop_slot(self, books: Bookkeeping, reason: str) -> None:
+        """Drop the slot with all that it pins; the next look at it makes it anew.
+
+        To advance it would not do: what a slot pins follows its confirmed position only slowly.
+        """
         books.drop_slot()
-        _log.warning("slot_dropped", slot=self._options.slot_name, reason=reason)
+        _log.warning("slot_given_up", slot=self._options.slot_name, reason=reason)
+
+
+def _longer(pause: float) -> float:
+    """Return the pause before the next attempt, in seconds, after one that followed a pause and failed."""
+    return min(max(0.2, pause * 2), _LONGEST_RECONNECT_WAIT)

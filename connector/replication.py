@@ -215,11 +215,11 @@ class ReplicationConnection:
         if readable:
             self._pgconn.consume_input()
 
-    def stop(self, within: float) -> None:
+    def stop(self, within: float) -> bool:
         """End the stream politely, so that the server has taken the last update before the connection closes.
 
-        What the server still sends is thrown away. Gives up quietly after `within` seconds, or when the connection
-        breaks.
+        What the server still sends is thrown away. Returns whether the session takes commands again: not where the
+        server did not answer within so many seconds, or the connection broke.
         """
         deadline = time.monotonic() + within
         try:
@@ -232,14 +232,15 @@ class ReplicationConnection:
                     break
                 if size == 0:
                     if time.monotonic() > deadline:
-                        return
+                        return False
                     select.select(self._socket, [], [], 0.1)
                     self._pgconn.consume_input()
             self._pgconn.nonblocking = 0
             while self._pgconn.get_result() is not None:
                 pass
         except (psycopg.Error, StreamEnded, ProtocolError):
-            return
+            return False
+        return True
 
     def close(self) -> None:
         """Close the connection; safe to call again."""

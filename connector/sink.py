@@ -55,7 +55,7 @@ class Batch:
     """Messages taken together, sorted by what is to become of them."""
 
     items: list[Item]
-    hopeless: list[Failure]
+    unparsed: list[Failure]
     letters: list[tuple[Message, str]]
     keys: dict[int, str]
     duplicates: int = 0
@@ -184,7 +184,7 @@ class Sink:
             batch = self._sort(messages)
             try:
                 self._letters.send(batch.letters)
-                result = self._connected().settle(batch.items, batch.hopeless)
+                result = self._connected().settle(batch.items, batch.unparsed)
                 break
             except (psycopg.Error, DeadLetterUndelivered) as error:
                 if isinstance(error, psycopg.Error):
@@ -234,12 +234,19 @@ class Sink:
             handler = self._handlers.get(envelope.biz_type)
             if handler is None:
                 text = f"no handler for biz_type {envelope.biz_type!r}: known are {', '.join(sorted(self._handlers))}"
-                batch.hopeless.append(Failure(outbox_id, attempt, text, "unknown_biz_type", final=True))
+                batch.unparsed.append(Failure(outbox_id, attempt, text, "unknown_biz_type", final=True))
                 continue
             try:
                 values = handler.parse(envelope.payload)
+                if len(values) != len(handler.columns):
+                    raise TypeError(f"{len(values)} values for {len(handler.columns)} columns")
             except PayloadError as error:
-                batch.hopeless.append(Failure(outbox_id, attempt, str(error), "payload", final=True))
+                batch.unparsed.append(Failure(outbox_id, attempt, str(error), "payload", final=True))
+                continue
+            except Exception as error:  # noqa: BLE001 - another package's code may raise anything
+                # Its next release may do better, so this is no verdict on the message.
+                text = f"the handler of {envelope.biz_type!r} failed: {error!r}"
+                batch.unparsed.append(Failure(outbox_id, attempt, text, "handler_failed"))
                 continue
             item = Item(outbox_id, attempt, envelope.biz_type, key, values)
             place = places.get(outbox_id)

@@ -37,8 +37,6 @@ class Stream:
         self.ledger = Ledger()
         self.received_lsn = 0
         """Everything before this was read: where to go on after the connection broke."""
-        self.server_position = 0
-        """How far the server's WAL goes, as far as the stream tells."""
 
     def forget(self) -> None:
         """Forget what was read: it will be read again, or is looked for in the table."""
@@ -81,7 +79,6 @@ class Stream:
         return False
 
     def _keepalive(self, frame: PrimaryKeepalive) -> None:
-        self.server_position = max(self.server_position, frame.wal_end)
         self.reply_requested = self.reply_requested or frame.reply_requested
         flushable = self.ledger.settle()
         # With nothing undelivered, all that the server has sent is settled, also what it had nothing to send of.
@@ -97,11 +94,9 @@ class Stream:
             self.in_transaction = True
             self._commit_lag = max(0.0, (frame.send_time - message.commit_time) / 1_000_000)
             shipment.lot.waits.append((self._commit_lag, 0))
-            self.server_position = max(self.server_position, frame.wal_end)
         elif isinstance(message, Commit):
             self.in_transaction = False
             self.received_lsn = message.end_lsn
-            self.server_position = max(self.server_position, message.end_lsn)
             self.ledger.committed(message.end_lsn)
         elif isinstance(message, LogicalMessage):
             if message.prefix == WAKE_PREFIX:

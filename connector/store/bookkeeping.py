@@ -181,10 +181,6 @@ class Bookkeeping:
         """Drop the slot; the caller has written down what is owed for it."""
         self._fetch("drop_slot")
 
-    def advance_slot(self, lsn: int) -> None:
-        """Let the slot go forward; the caller has written down what is owed for it. No stream may be running."""
-        self._fetch("advance_slot", lsn=format_lsn(lsn))
-
     def end_walsender(self, pid: int) -> None:
         """End a walsender that still holds the slot, by its process id."""
         self._fetch("end_walsender", pid=pid)

@@ -24,19 +24,20 @@ _SESSION: Final = sql.SQL(
     " set idle_in_transaction_session_timeout = {idle}"
 )
 
-_ROW_FAULTS: Final = frozenset({
-    "22",  # data exception: out of range, too long, a character that cannot be stored
-    "23",  # constraint violation
-    "44",  # with check option
-    "54",  # program limit: a value too large for its index
-    "P0",  # a trigger raised
-})
+_ROW_FAULTS: Final = frozenset(
+    {
+        "22",  # data exception: out of range, too long, a character that cannot be stored
+        "23",  # constraint violation
+        "44",  # with check option
+        "54",  # program limit: a value too large for its index
+        "P0",  # a trigger raised
+    }
+)
 # The other classes that PostgreSQL knows. One beyond these was made up by the author of a trigger or a function.
-_SERVER_CLASSES: Final = frozenset({
-    *("00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21", "24", "25", "26", "27"),
-    *("28", "2B", "2D", "2F", "34", "38", "39", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58", "72"),
-    *("F0", "HV", "XX"),
-})
+_SERVER_CLASSES: Final = frozenset(
+    "00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F"  # noqa: SIM905 - a table
+    " 40 42 53 55 57 58 72 F0 HV XX".split()
+)
 _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 _UNPREPARED: Final = frozenset({"26000", "42P05"})
 
@@ -85,8 +86,8 @@ def is_row_fault(error: psycopg.Error) -> bool:
     Anything else (an outage, a missing table, a missing privilege) is no message's fault.
     """
     if error.sqlstate is None:
-        # psycopg refuses some values before it sends them, such as text with a NUL character.
-        return isinstance(error, psycopg.DataError)
+        # psycopg refuses some values before it sends them: text with a NUL character, an object of an unknown type.
+        return isinstance(error, psycopg.DataError | psycopg.ProgrammingError)
     return error.sqlstate[:2] in _ROW_FAULTS or error.sqlstate[:2] not in _SERVER_CLASSES
 
 

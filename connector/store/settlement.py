@@ -91,27 +91,29 @@ class Settlement:
             handler_statement=sql.SQL(destination.statement).format(**self._tables.identifiers()),
         )
 
-    def settle(self, items: Sequence[Item], hopeless: Sequence[Failure]) -> Result:
+    def settle(self, items: Sequence[Item], unparsed: Sequence[Failure]) -> Result:
         """Settle a batch in one transaction: all rows that can be stored are, the others get their failure.
+
+        `unparsed` are the failures of messages that never got as far as an item.
 
         Raises:
             psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
         """
         try:
-            return self._transaction(items, hopeless, isolate=False)
+            return self._transaction(items, unparsed, isolate=False)
         except psycopg.Error as error:
             if not is_row_fault(error):
                 raise
-        return self._transaction(items, hopeless, isolate=True)
+        return self._transaction(items, unparsed, isolate=True)
 
-    def _transaction(self, items: Sequence[Item], hopeless: Sequence[Failure], *, isolate: bool) -> Result:
-        result = Result([], list(hopeless), [])
+    def _transaction(self, items: Sequence[Item], unparsed: Sequence[Failure], *, isolate: bool) -> Result:
+        result = Result([], list(unparsed), [])
         with self.connection.transaction():
             if isolate:
                 # A deferred constraint would speak up only at the commit, when it is too late to tell whose it is.
                 self.connection.execute("set constraints all immediate")
-            if hopeless:
-                result.settled.extend(settle_failures(self.connection, self._tables, hopeless))
+            if unparsed:
+                result.settled.extend(settle_failures(self.connection, self._tables, unparsed))
             for group in waves(items):
                 if isolate:
                     self._store_each_that_can(group, result)

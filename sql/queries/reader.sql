@@ -112,8 +112,5 @@ select pg_current_wal_lsn()::text;
 -- name: drop_slot
 select pg_drop_replication_slot(%(slot)s);
 
--- name: advance_slot
-select pg_replication_slot_advance(%(slot)s, %(lsn)s::pg_lsn);
-
 -- name: end_walsender
 select pg_terminate_backend(%(pid)s);
