@@ -7,7 +7,7 @@ batch at hand is kept: the group keeps its member, no message is retried for an 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -237,9 +237,7 @@ class Sink:
                 batch.unparsed.append(Failure(outbox_id, attempt, text, "unknown_biz_type", final=True))
                 continue
             try:
-                values = handler.parse(envelope.payload)
-                if len(values) != len(handler.columns):
-                    raise TypeError(f"{len(values)} values for {len(handler.columns)} columns")
+                values = _values(handler, envelope.payload)
             except PayloadError as error:
                 batch.unparsed.append(Failure(outbox_id, attempt, str(error), "payload", final=True))
                 continue
@@ -308,3 +306,10 @@ class Sink:
                 error=failure.error,
                 due_in_seconds=row.due_in,
             )
+
+
+def _values(handler: Handler, payload: object) -> Sequence[object]:
+    values = handler.parse(payload)
+    if len(values) != len(handler.columns):
+        raise TypeError(f"{len(values)} values for {len(handler.columns)} columns")
+    return values

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
+from string import Formatter
 from typing import Any, Protocol, runtime_checkable
 
 from connector.errors import ConfigurationError
@@ -40,7 +41,8 @@ class Handler(Protocol):
         """Return the values of `columns` for a decoded payload.
 
         Raises:
-            PayloadError: the payload is of the wrong shape or types; its row is dead at once, with this text.
+            PayloadError: the payload is of the wrong shape or types; its row is dead at once, with this text. Any other
+                error is an ordinary failure: a retry with backoff, then dead.
         """
 
 
@@ -48,20 +50,37 @@ def load_handlers() -> dict[str, Handler]:
     """Return every installed handler by its `biz_type`.
 
     Raises:
-        ConfigurationError: one cannot be loaded, or is no handler.
+        ConfigurationError: one cannot be loaded, is no handler, or is one of two for a `biz_type`.
     """
     handlers: dict[str, Handler] = {"chat_history_persist": ChatHistoryHandler()}
     problems = []
     for entry in entry_points(group=GROUP):
         try:
             handler = entry.load()()
+            flaw = _flaw(handler)
         except Exception as error:  # noqa: BLE001 - another package's code may raise anything
             problems.append(f"handler {entry.name!r} ({entry.value}) cannot be loaded: {error}")
             continue
-        if isinstance(handler, Handler):
-            handlers[entry.name] = handler
-        else:
-            problems.append(f"handler {entry.name!r} ({entry.value}) lacks columns, statement or parse")
+        known = handlers.setdefault(entry.name, handler)
+        if type(known) is not type(handler):
+            problems.append(f"biz_type {entry.name!r} has two handlers, {type(known).__qualname__} and {entry.value}")
+        elif flaw:
+            problems.append(f"handler {entry.name!r} ({entry.value}) {flaw}")
     if problems:
         raise ConfigurationError(problems)
     return handlers
+
+
+def _flaw(handler: object) -> str | None:
+    """Say what keeps a handler from being used, as far as that can be told before its first message."""
+    if not isinstance(handler, Handler):
+        return "lacks columns, statement or parse"
+    try:
+        placeholders = {name for _, name, _, _ in Formatter().parse(handler.statement) if name is not None}
+    except ValueError:
+        return "has a brace in its statement that is not doubled"
+    if unknown := placeholders - {"history", "outbox"}:
+        return f"has {{{min(unknown)}}} in its statement; only {{history}} and {{outbox}} stand for something"
+    if "%" in handler.statement.replace("%%", ""):
+        return "has a % in its statement that is not doubled"
+    return None
