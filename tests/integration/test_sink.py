@@ -155,7 +155,8 @@ def test_an_outage_of_the_database_costs_no_retry_no_membership_and_no_message(
     connector_env: dict[str, str],
 ) -> None:
     """For longer than the group's session timeout: the sink stays the member it was, and then stores everything."""
-    sink = connector("sink")
+    # Whoever does not poll for so long has left the group.
+    sink = connector("sink", CONNECTOR_CONSUMER_MAX_POLL_INTERVAL_MS="6000")
     (first,) = reader.enqueue()
     wait_for(outbox, first)
     before = members(kafka, connector_env)
