@@ -103,6 +103,8 @@ class Sent:
     key: str
     value: bytes
     headers: list[tuple[str, bytes]]
+    at: float
+    """When the producer sent it, in seconds since 1970."""
 
     @property
     def envelope(self) -> dict[str, Any]:
@@ -148,6 +150,7 @@ class Tap:
                         (message.key() or b"").decode(),
                         message.value() or b"",
                         _headers(message),
+                        message.timestamp()[1] / 1000,
                     )
                 )
         return self.sent
@@ -177,6 +180,12 @@ class Tap:
 def _headers(message: Message) -> list[tuple[str, bytes]]:
     headers: Any = message.headers()
     return [(name, content or b"") for name, content in headers or []]
+
+
+def is_streaming(process: Process, within: float = 20.0) -> Process:
+    """Wait until a reader streams; return it."""
+    process.wait_for_log("streaming", within=within)
+    return process
 
 
 def in_order(sent: Iterable[Sent]) -> bool:

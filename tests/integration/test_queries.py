@@ -1,0 +1,249 @@
+"""The plans of the hot queries on a table of 200,000 rows, most of them consumed: none may read the whole table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+
+from connector.backoff import DELAYS
+from connector.handlers.chat_history import ChatHistoryHandler
+from connector.outbox import Table
+from connector.store.connections import connect
+from connector.store.queries import Tables
+from connector.store.schema import migrate
+from connector.store.settlement import Settlement
+from tests.integration.scenario import OUTBOX, Connection
+from tests.services import Database, Postgres
+
+TABLES = Tables(Table("public", "agent_outbox_messages"), Table("public", "chat_histories"))
+ROWS = 200_000
+
+PRIMARY = "agent_outbox_messages_pkey"
+PENDING = "agent_outbox_messages_pending_idx"
+PUBLISHED = "agent_outbox_messages_published_idx"
+DUE = "agent_outbox_messages_due_idx"
+UNSETTLED = "agent_outbox_messages_unsettled_idx"
+DEAD = "agent_outbox_messages_dead_idx"
+
+
+@pytest.fixture(scope="module")
+def large(postgres: Postgres) -> Iterator[Database]:
+    """A database whose outbox is large and mostly settled, as it is after some days of work."""
+    with postgres.database() as database, database.connect() as connection:
+        migrate(connection, TABLES)
+        connection.execute(
+            f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status, retry_count, next_retry_at)"
+            " select 'chat_history_persist', 'topic', 'key-' || n % 5000,"
+            "        jsonb_build_object('user_id', 1, 'chat_id', 'key', 'message_content', repeat('x', 100)),"
+            "        case when n % 1000 = 1 then 'pending' when n % 1000 = 2 then 'published'"
+            "             when n % 1000 = 3 then 'dead' when n % 10000 = 4 then 'pending' else 'consumed' end,"
+            "        case when n % 10000 = 4 then 1 else 0 end,"
+            "        case when n % 10000 = 4 then now() + (n - 100000) * interval '1 second' end"
+            f"   from generate_series(1, {ROWS}) as n"
+        )
+        connection.execute(f"update {OUTBOX} set updated_at = now() - interval '1 minute' where status <> 'consumed'")
+        connection.execute(f"vacuum analyze {OUTBOX}")
+        yield database
+
+
+@pytest.fixture
+def session(large: Database) -> Iterator[Connection]:
+    """A connection with the settings that the connector's own have; what it changes is rolled back."""
+    with connect(large.url, name="test") as connection:
+        connection.execute("begin")
+        yield connection
+        connection.execute("rollback")
+
+
+def plan_of(session: Connection, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the nodes of the plan that the prepared statement is run with."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+    text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement).replace("%%", "%")
+    session.execute("deallocate all")
+    session.execute(f"prepare hot as {text}".encode())
+    values = ", ".join("%s" for _ in names)
+    call = f"explain (analyze, format json) execute hot{f'({values})' if names else ''}"
+    # EXECUTE takes no parameters of the protocol: the arguments go into its text.
+    literal = psycopg.ClientCursor(session).execute(call, [arguments[name] for name in names]).fetchone()
+    assert literal is not None
+    plan = literal[0] if isinstance(literal[0], list) else json.loads(literal[0])
+    nodes: list[dict[str, Any]] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        nodes.append(node)
+        for child in node.get("Plans", []):
+            walk(child)
+
+    walk(plan[0]["Plan"])
+    return nodes
+
+
+def check(nodes: Sequence[dict[str, Any]], *expected: str, forbidden: Sequence[str] = ()) -> None:
+    """Assert that the outbox is reached by just these indexes, and by no scan of all of it."""
+    scans = [node for node in nodes if node.get("Relation Name") == "agent_outbox_messages"]
+    sequential = [node for node in scans if node["Node Type"] == "Seq Scan" and node["Actual Loops"] > 0]
+    assert not sequential
+    used = {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert set(expected) <= used, used
+    assert not used & set(forbidden)
+    for node in nodes:
+        if node.get("Index Name", "").startswith("agent_outbox") and node["Node Type"] != "Bitmap Index Scan":
+            read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            assert read <= 5_000, node
+
+
+def ids_of(session: Connection, status: str, limit: int = 1_000) -> list[int]:
+    """Return ids of rows with a status."""
+    query = f"select id from {OUTBOX} where status = %s order by id limit %s"
+    return [outbox_id for (outbox_id,) in session.execute(query, [status, limit])]
+
+
+def reader_query(session: Connection, name: str) -> str:
+    """Return a statement of reader.sql."""
+    return TABLES.query("reader", name).as_string(session)
+
+
+def sink_query(session: Connection, name: str) -> str:
+    """Return a statement of sink.sql."""
+    return TABLES.query("sink", name).as_string(session)
+
+
+@pytest.mark.parametrize("size", [1, 2_000])
+def test_marking_looks_its_rows_up(session: Connection, size: int) -> None:
+    """`mark_published` finds each row by its id, for one as for a full batch."""
+    ids = (ids_of(session, "pending") * 20)[:size] if size == 1 else list(range(1, size + 1))
+    nodes = plan_of(
+        session,
+        reader_query(session, "mark_published"),
+        {
+            "ids": ids,
+            "retry_counts": [0] * size,
+            "updated_ats": [0] * size,
+            "next_retry_ats": [None] * size,
+        },
+    )
+    check(nodes, PRIMARY)
+
+
+def test_due_rows_come_from_their_own_index(session: Connection) -> None:
+    """`due_rows` reads in due order, just the rows that are due."""
+    check(plan_of(session, reader_query(session, "due_rows"), {"limit": 1_000}), DUE, forbidden=[PENDING])
+
+
+def test_the_next_due_time_is_one_entry_of_an_index(session: Connection) -> None:
+    """`seconds_to_next_due` reads a single row."""
+    nodes = plan_of(session, reader_query(session, "seconds_to_next_due"), {})
+    check(nodes, DUE)
+    assert sum(node["Actual Rows"] for node in nodes if node.get("Index Name") == DUE) <= 1
+
+
+def test_the_sweep_reads_only_pending_rows(session: Connection) -> None:
+    """`overlooked_rows` goes through the index of pending rows."""
+    nodes = plan_of(session, reader_query(session, "overlooked_rows"), {"quiet_seconds": 10, "limit": 1_000})
+    check(nodes, PENDING)
+
+
+def test_the_catch_up_reads_pending_rows_in_order_without_sorting(session: Connection) -> None:
+    """`catch_up_rows` streams from the index of pending rows: it starts at once, whatever the backlog."""
+    nodes = plan_of(session, reader_query(session, "catch_up_rows"), {"through": ROWS})
+    check(nodes, PENDING)
+    assert not [node for node in nodes if node["Node Type"] == "Sort"]
+
+
+def test_the_highest_pending_id_comes_from_the_end_of_an_index(session: Connection) -> None:
+    """`highest_pending_id` reads backwards to the first row that fits."""
+    nodes = plan_of(session, reader_query(session, "highest_pending_id"), {})
+    check(nodes, PENDING)
+    assert sum(node["Actual Rows"] for node in nodes if node.get("Index Name") == PENDING) <= 2
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("size", [1, 1_000])
+@pytest.mark.parametrize("failing", [True, False], ids=["some retried", "none retried"])
+def test_storing_looks_its_rows_up(session: Connection, size: int, *, strict: bool, failing: bool) -> None:
+    """`store_batch` finds its rows by id, and what may hold them back by key, through indexes alone."""
+    handler = ChatHistoryHandler()
+    if not failing:
+        session.execute(f"update {OUTBOX} set status = 'dead', next_retry_at = null where next_retry_at is not null")
+    ids = ids_of(session, "published", 200) if size == 1 else list(range(2, size + 2))
+    ids = ids[:size]
+    arguments: dict[str, Any] = {"outbox_ids": ids, "strict": strict}
+    values = {"user_id": 1, "chat_id": "c", "message_content": "x", "role": "user", "created_at": None}
+    for column in handler.columns:
+        arguments[f"column_{column}"] = [values[column]] * len(ids)
+    statement = Settlement(session, TABLES, {"chat_history_persist": handler}, strict=strict)._statements
+    nodes = plan_of(session, statement["chat_history_persist"].as_string(session), arguments)
+    check(nodes, PRIMARY)
+    if strict and failing:
+        assert UNSETTLED in {node.get("Index Name") for node in nodes}
+
+
+@pytest.mark.parametrize("size", [1, 500])
+def test_scheduling_retries_looks_its_rows_up(session: Connection, size: int) -> None:
+    """`schedule_retries` finds its rows by id."""
+    arguments = {
+        "ids": list(range(1, size + 1)),
+        "attempts": [0] * size,
+        "errors": ["no"] * size,
+        "delays": list(DELAYS),
+    }
+    check(plan_of(session, sink_query(session, "schedule_retries"), arguments), PRIMARY)
+
+
+@pytest.mark.parametrize("size", [1, 500])
+def test_giving_up_looks_its_rows_up(session: Connection, size: int) -> None:
+    """`mark_dead` finds its rows by id."""
+    arguments = {"ids": list(range(1, size + 1)), "errors": ["no"] * size}
+    check(plan_of(session, sink_query(session, "mark_dead"), arguments), PRIMARY)
+
+
+def test_a_row_that_is_stored_already_is_found_by_its_id(session: Connection) -> None:
+    """`mark_already_stored` reads one row."""
+    check(plan_of(session, sink_query(session, "mark_already_stored"), {"id": 17}), PRIMARY)
+
+
+def test_counting_the_backlog_reads_only_the_backlog(session: Connection) -> None:
+    """`count_live_rows` uses the partial indexes of the statuses, never the table."""
+    statement = TABLES.query("gauges", "count_live_rows").as_string(session)
+    check(plan_of(session, statement, {"bound": 100_000}), PENDING, PUBLISHED, DEAD)
+
+
+def test_the_oldest_age_is_two_entries_of_indexes(session: Connection) -> None:
+    """`oldest_unconsumed_age` reads the first pending and the first published row."""
+    nodes = plan_of(session, TABLES.query("gauges", "oldest_unconsumed_age").as_string(session), {})
+    check(nodes, PENDING, PUBLISHED)
+    assert sum(node["Actual Rows"] for node in nodes if "Index Name" in node) <= 2
+
+
+def test_counting_held_rows_reads_only_rows_in_retry(session: Connection) -> None:
+    """`count_held` goes through the indexes of rows that wait."""
+    nodes = plan_of(session, TABLES.query("gauges", "count_held").as_string(session), {"bound": 100_000})
+    check(nodes)
+    assert {DUE, UNSETTLED} & {node.get("Index Name") for node in nodes}
+
+
+def test_the_estimate_of_all_rows_reads_no_row(session: Connection) -> None:
+    """`estimate_all_rows` asks the catalog, and is right within a few per cent."""
+    statement = TABLES.query("gauges", "estimate_all_rows")
+    (estimate,) = session.execute(statement, {"outbox": str(TABLES.outbox)}).fetchone() or (0,)
+    assert estimate == pytest.approx(ROWS, rel=0.05)
+    check(plan_of(session, statement.as_string(session), {"outbox": str(TABLES.outbox)}))
+
+
+def test_plans_hold_when_the_table_was_never_analyzed(database: Database) -> None:
+    """Directly after setup, with no statistics at all, the due rows and the catch-up still use their indexes."""
+    with database.connect() as owner, connect(database.url, name="test") as session:
+        migrate(owner, TABLES)
+        owner.execute(
+            f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status)"
+            " select 'b', 't', 'k', '{}', case when n % 100 = 0 then 'pending' else 'consumed' end"
+            "   from generate_series(1, 20000) as n"
+        )
+        check(plan_of(session, reader_query(session, "due_rows"), {"limit": 1_000}), DUE)
+        check(plan_of(session, reader_query(session, "catch_up_rows"), {"through": ROWS}), PENDING)
+        check(plan_of(session, sink_query(session, "mark_dead"), {"ids": [1], "errors": ["no"]}), PRIMARY)
