@@ -413,6 +413,11 @@ def _row_security(facts: DatabaseExamination) -> Iterator[Verdict]:
 
 
 def _privileges(facts: DatabaseExamination) -> Iterator[Verdict]:
+    """Tell which process the role in use may serve.
+
+    One role for each process is the safest way to run, and the doctor runs as one of them: a role that can serve only
+    the one is a warning with what the other would need, and only a role that can serve neither fails.
+    """
     role, tables = facts.database.role, facts.expected.tables
     if facts.database.outbox is None:
         yield skipped(f"there is no table {tables.outbox}")
