@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import NewTopic
 from psycopg import errors, sql
 
 from connector.store.queries import sql_directory
@@ -404,6 +405,39 @@ def test_an_idle_sink_tells_that_the_database_is_gone_and_that_it_is_back(
 def _not_ready(sink: Process, reason: str) -> Any:
     answer = sink.http("/readyz")
     return answer if answer.status == 503 and reason in answer.body else None
+
+
+def test_a_sink_waits_for_a_topic_that_is_not_there_yet(
+    outbox: OutboxTable, kafka: Kafka, topic: str, connector: Callable[..., Process]
+) -> None:
+    """A sink that starts before its topic is made says so, and reads it once it is there."""
+    late = f"{topic}.late"
+    sink = connector("sink", CONNECTOR_TOPICS=late)
+    sink.wait_for_log("subscribed")
+    eventually(lambda: _not_ready(sink, late), within=20, what="word of the missing topic")
+    admin = kafka.admin()
+    for created in admin.create_topics([NewTopic(late, 1, 1)]).values():
+        created.result(20)
+    row = outbox.new(topic=late)
+    Reader(kafka, late, outbox).send(row)
+    wait_for(outbox, row)
+    assert readiness(sink) == 200
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "told"),
+    [
+        ("CONNECTOR_DATABASE_URL", "postgresql://127.0.0.1:1/none", "PostgreSQL"),
+        ("CONNECTOR_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1", "Kafka"),
+    ],
+)
+def test_a_service_that_stays_away_past_the_start_deadline_ends_the_sink_with_69(
+    connector: Callable[..., Process], variable: str, address: str, told: str
+) -> None:
+    """The sink waits for what it needs as long as it is told to, then says which it was."""
+    sink = connector("sink", **{variable: address, "CONNECTOR_START_DEADLINE_SECONDS": "1"})
+    assert sink.wait(30) == 69
+    assert told in sink.stderr.splitlines()[-1]
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
