@@ -20,7 +20,7 @@ from connector.observability.logs import get_logger
 from connector.outbox import Failure, decode_envelope
 from connector.store.connections import connect, describe, is_conflict, is_pooler_trouble
 from connector.store.queries import Tables
-from connector.store.settlement import HELD, STORED, Item, Result, Settlement
+from connector.store.settlement import HELD, STORED, Item, NotVisibleYet, Result, Settlement
 
 if TYPE_CHECKING:
     from connector.observability.health import Health
@@ -180,13 +180,16 @@ class Sink:
     def _settle(self, messages: list[Message]) -> None:
         """Settle a batch, however long the database is away, then let its offsets be committed."""
         wait = 0.1
+        posted: set[int] = set()
         while True:
             batch = self._sort(messages)
             try:
-                self._letters.send(batch.letters)
+                # Each letter once, however often the database keeps the batch waiting.
+                self._letters.send([letter for letter in batch.letters if id(letter[0]) not in posted])
+                posted.update(id(message) for message, _ in batch.letters)
                 result = self._connected().settle(batch.items, batch.unparsed)
                 break
-            except (psycopg.Error, DeadLetterUndelivered) as error:
+            except (psycopg.Error, DeadLetterUndelivered, NotVisibleYet) as error:
                 if isinstance(error, psycopg.Error):
                     if is_conflict(error):
                         continue

@@ -19,7 +19,7 @@ from psycopg import errors, sql
 
 from connector.store.queries import sql_directory
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
-from tests.integration.scenario import metric, one, readiness, set_up
+from tests.integration.scenario import Tap, metric, one, readiness, set_up
 from tests.services import Database, Kafka, Process, environment, eventually
 
 TOO_LONG = "c" * 37
@@ -209,6 +209,27 @@ def test_a_crash_of_the_database_costs_no_retry_and_stores_nothing_twice(
     assert outbox.history() == rows
     assert one(outbox.connection, "select max(retry_count) from agent_outbox_messages") == 0
     outbox.close()
+
+
+def test_a_dead_letter_is_sent_once_however_long_the_database_is_away(
+    outbox: OutboxTable, reader: Reader, kafka: Kafka, connector: Callable[..., Process], connector_env: dict[str, str]
+) -> None:
+    """A batch that waits for the database does not copy its bad values again at every attempt."""
+    sink = connector("sink")
+    assigned(sink)
+    absence = Absence(outbox)
+    absence.begin()
+    try:
+        reader.send_value(b"no envelope")
+        (last,) = reader.enqueue()
+        eventually(lambda: len(events(sink, "batch_postponed")) >= 4, what="the fourth attempt")
+    finally:
+        absence.end()
+    wait_for(outbox, last)
+    eventually(lambda: metric(sink, "dead_letters_total") == 1, what="the count of the letter")
+    with Tap(kafka, connector_env["CONNECTOR_DEAD_LETTER_TOPIC"]) as tap:
+        tap.until(lambda sent: sent)
+        assert len(tap.read(0.5)) == 1
 
 
 def test_a_conflict_with_another_transaction_is_tried_again_at_once(
