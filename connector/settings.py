@@ -89,6 +89,8 @@ def _identifier(text: str) -> str:
 
 
 def _short_enough(name: str) -> str:
+    if "%" in name:
+        raise ValueError("holds a per cent sign, which the driver takes for a placeholder: rename the table")
     if len(name.encode()) > _IDENTIFIER_BYTES:
         raise ValueError(f"holds a name longer than {_IDENTIFIER_BYTES} bytes, which PostgreSQL would cut short")
     return name
