@@ -85,12 +85,12 @@ def parse_table(text: str) -> Table:
 
 def _identifier(text: str) -> str:
     name = text[1:-1].replace('""', '"') if text.startswith('"') else text.lower()
+    if "%" in name:
+        raise ValueError("holds a per cent sign, which the driver takes for a placeholder: rename the table")
     return _short_enough(name)
 
 
 def _short_enough(name: str) -> str:
-    if "%" in name:
-        raise ValueError("holds a per cent sign, which the driver takes for a placeholder: rename the table")
     if len(name.encode()) > _IDENTIFIER_BYTES:
         raise ValueError(f"holds a name longer than {_IDENTIFIER_BYTES} bytes, which PostgreSQL would cut short")
     return name
