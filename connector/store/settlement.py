@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import psycopg
 from psycopg import errors, sql
@@ -16,6 +17,8 @@ from connector.store.queries import Tables, index_name
 STORED = "stored"
 HELD = "held"
 ALREADY_STORED = "already_stored"
+
+_VISIBLE_SECONDS: Final = 0.1
 
 
 class Destination(Protocol):
@@ -61,6 +64,10 @@ class Result(NamedTuple):
     settled: list[Settled]
 
 
+class NotVisibleYet(Exception):
+    """A message has overtaken the end of the transaction that enqueued it."""
+
+
 class Settlement:
     """Settles batches on one connection."""
 
@@ -98,13 +105,42 @@ class Settlement:
 
         Raises:
             psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
+            NotVisibleYet: a row's transaction is still at its commit; nothing has changed, and a later call will pass.
         """
+        self._await_rows([*(item.outbox_id for item in items), *(failure.outbox_id for failure in unparsed)])
         try:
             return self._transaction(items, unparsed, isolate=False)
         except psycopg.Error as error:
             if not is_row_fault(error):
                 raise
         return self._transaction(items, unparsed, isolate=True)
+
+    def _await_rows(self, outbox_ids: list[int]) -> None:
+        """Wait a moment until every row of a batch can be seen, or is known to be gone.
+
+        The stream brings a transaction as soon as its commit is in the WAL, which is before other sessions see its
+        rows, and long before where the commit waits for a synchronous standby. A message can be faster than that.
+        """
+        absent = self._not_seen(outbox_ids)
+        if not absent:
+            return
+        deadline = time.monotonic() + _VISIBLE_SECONDS
+        writers = self._writers()
+        while absent := self._not_seen(absent):
+            if not writers:
+                return
+            if time.monotonic() > deadline:
+                raise NotVisibleYet(f"the transaction that enqueued #{absent[0]} has not ended its commit")
+            time.sleep(0.001)
+            writers &= self._writers()
+
+    def _not_seen(self, outbox_ids: list[int]) -> list[int]:
+        rows = self.connection.execute(self._tables.query("sink", "rows_not_seen"), {"ids": outbox_ids})
+        return [outbox_id for (outbox_id,) in rows]
+
+    def _writers(self) -> set[str]:
+        rows = self.connection.execute(self._tables.query("sink", "writers"), {"outbox": str(self._tables.outbox)})
+        return {transaction for (transaction,) in rows}
 
     def _transaction(self, items: Sequence[Item], unparsed: Sequence[Failure], *, isolate: bool) -> Result:
         result = Result([], list(unparsed), [])

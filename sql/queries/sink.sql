@@ -1,5 +1,22 @@
 -- The sink's statements.
 
+-- name: rows_not_seen
+-- Those of a batch that have no row as far as this session sees.
+select i.id
+  from unnest(%(ids)s::bigint[]) as i (id)
+ where not exists (select from {outbox} as o where o.id = i.id);
+
+-- name: writers
+-- The transactions that have written to the outbox and not ended: they keep this lock until everybody sees their rows.
+select l.virtualtransaction
+  from pg_locks as l
+ where l.locktype = 'relation'
+   and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+   and l.relation = %(outbox)s::regclass
+   and l.mode = 'RowExclusiveLock'
+   and l.granted
+   and l.pid is distinct from pg_backend_pid();
+
 -- name: store_batch
 -- One batch of one handler: lock its rows in id order, let through those that are neither settled nor held back by an
 -- earlier message of their key, store them with the handler's own statement, and mark them consumed. It answers with
