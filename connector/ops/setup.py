@@ -16,7 +16,7 @@ from connector.replication import ReplicationConnection, StreamEnded
 from connector.store.bookkeeping import Bookkeeping
 from connector.store.connections import connect, describe
 from connector.store.queries import Tables
-from connector.store.schema import migrate, publish, script
+from connector.store.schema import migrate, publication_state, publish, script
 
 T = TypeVar("T")
 
@@ -74,9 +74,38 @@ def _database(options: SetupOptions, deadline: float, say: Callable[[str], None]
             say(f"schema: applied {migration.version:04} {migration.name}")
         if not applied:
             say("schema: up to date")
-        done = publish(connection, options.tables, options.publication_name)
-        say(f"publication {options.publication_name}: {done}")
-        _slot(options, deadline, Bookkeeping(connection, options.tables, options.slot_name), say)
+        books = Bookkeeping(connection, options.tables, options.slot_name)
+        _publication(options, books, say)
+        _slot(options, deadline, books, say)
+
+
+def _publication(options: SetupOptions, books: Bookkeeping, say: Callable[[str], None]) -> None:
+    """Make or mend the publication; what a slot has missed without it is written down as owed from the table.
+
+    The server says nothing of rows that a publication did not send, and the slot goes past them.
+    """
+    name = options.publication_name
+    progress = books.read_progress()
+    state = publication_state(books.connection, options.tables, name)
+    missed = progress is not None and (state is None or not state.is_ours)
+    if progress is not None and missed:
+        reason = "the publication did not send every row"
+        books.owe_catch_up(progress.system_identifier, progress.confirmed_lsn, None, reason)
+    done = publish(books.connection, options.tables, name)
+    say(f"publication {name}: {done}")
+    if missed:
+        say(f"slot {options.slot_name}: has missed rows, which the reader publishes from the table when it starts")
+        _start_reader_anew(books, say)
+
+
+def _start_reader_anew(books: Bookkeeping, say: Callable[[str], None]) -> None:
+    slot = books.slot_state()
+    if slot is None or slot.active_pid is None:
+        return
+    try:
+        books.end_walsender(slot.active_pid)
+    except psycopg.errors.InsufficientPrivilege:
+        say("the reader is running, and this role may not end its session: restart the reader")
 
 
 def _slot(options: SetupOptions, deadline: float, books: Bookkeeping, say: Callable[[str], None]) -> None:
