@@ -20,11 +20,13 @@ _WORTH_A_LOOK: Final = 0.5
 _CLOCK_TOLERANCE_SECONDS: Final = 1.0
 _SETUP: Final = "run `outbox-connector setup`"
 
-_INTEGERS: Final = frozenset({"bigint", "integer", "smallint"})
-_TEXTS: Final = frozenset({"character varying", "text"})
-_JSON: Final = frozenset({"jsonb", "json"})
-_TIMES: Final = frozenset({"timestamp with time zone"})
-_OUTBOX_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
+# What the stream's decoder and the statements take, the best of each first.
+_INTEGERS: Final = ("bigint", "integer", "smallint")
+_TEXTS: Final = ("text", "character varying")
+_JSON: Final = ("jsonb", "json")
+_TIMES: Final = ("timestamp with time zone",)
+_ANY_TIMES: Final = (*_TIMES, "timestamp without time zone")
+_OUTBOX_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "id": _INTEGERS,
     "biz_type": _TEXTS,
     "topic": _TEXTS,
@@ -36,17 +38,17 @@ _OUTBOX_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
     "max_retry": _INTEGERS,
     "next_retry_at": _TIMES,
     "last_error": _TEXTS,
-    "published_at": _TIMES,
-    "consumed_at": _TIMES,
-    "created_at": _TIMES,
+    "published_at": _ANY_TIMES,
+    "consumed_at": _ANY_TIMES,
+    "created_at": _ANY_TIMES,
     "updated_at": _TIMES,
 }
-_HISTORY_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
-    "user_id": _INTEGERS,
-    "chat_id": _TEXTS,
+_HISTORY_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "user_id": (*_INTEGERS, "numeric"),
+    "chat_id": (*_TEXTS, "character"),
     "message_content": _TEXTS,
-    "role": _TEXTS,
-    "created_at": _TIMES,
+    "role": (*_TEXTS, "character"),
+    "created_at": _ANY_TIMES,
     "outbox_id": _INTEGERS,
 }
 _OUTBOX_INDEXES: Final = ("pending_idx", "published_idx", "due_idx", "unsettled_idx", "dead_idx")
@@ -294,7 +296,7 @@ def _kind(table: Table, relation: Relation, *, partitions: bool = False) -> Iter
         )
 
 
-def _columns(table: Table, relation: Relation, expected: Mapping[str, frozenset[str]]) -> Iterator[Verdict]:
+def _columns(table: Table, relation: Relation, expected: Mapping[str, tuple[str, ...]]) -> Iterator[Verdict]:
     missing = expected.keys() - relation.columns.keys()
     if missing:
         yield fail(
@@ -304,10 +306,9 @@ def _columns(table: Table, relation: Relation, expected: Mapping[str, frozenset[
     for name, types in expected.items():
         found = relation.columns.get(name)
         if found is not None and found not in types:
-            wanted = "jsonb" if types is _JSON else max(types, key=lambda each: (each in {"bigint", "text"}, each))
             yield fail(
-                f"column {name} of {table} is of type {found}, not {wanted}",
-                f"alter table {table} alter column {name} type {wanted}",
+                f"column {name} of {table} is of type {found}, not {types[0]}",
+                f"alter table {table} alter column {name} type {types[0]}",
             )
 
 

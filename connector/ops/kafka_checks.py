@@ -57,7 +57,7 @@ def _topic(facts: KafkaFacts, topic: str, replication: int, partitions: int | No
         yield fail(f"there is no topic {topic}, or this client may not see it", f"{_SETUP}, or allow Describe on it")
         return
     problems = [*_shape(topic, state, replication, partitions)]
-    if settings is None:
+    if not settings:
         yield from problems
         yield skipped(f"the cluster does not tell the settings of topic {topic}: allow DescribeConfigs on it")
         return
@@ -142,6 +142,9 @@ def _group(facts: KafkaFacts, expected: Expectations) -> Iterator[Verdict]:
     name = expected.group_id
     if isinstance(group, str):
         yield warning(f"group {name} cannot be asked: {group}", "allow Describe on the group")
+        return
+    if group.state == "unknown":
+        yield skipped(f"the cluster does not tell the state of group {name}")
         return
     idle = sum(not member.partitions for member in group.members)
     if not group.members:

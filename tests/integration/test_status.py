@@ -18,7 +18,7 @@ from connector.demo.embedded import free_port, spawn
 from connector.ops.status import Status, as_json, as_lines
 from connector.settings import load_settings
 from tests.integration.scenario import OUTBOX, PROGRESS, all_published, enqueue, is_streaming, set_up
-from tests.services import Database, Process, eventually
+from tests.services import Database, Kafka, Process, eventually
 
 NOTHING = {"pending": 0, "published": 0, "consumed": 0, "dead": 0}
 
@@ -74,7 +74,7 @@ def test_the_backlog_is_counted_by_status_and_its_age_told(env: dict[str, str], 
 
 
 def test_a_running_pipeline_shows_its_reader_and_its_sink(
-    env: dict[str, str], database: Database, topic: str, connector: Callable[..., Process]
+    durable_kafka: Kafka, env: dict[str, str], database: Database, topic: str, connector: Callable[..., Process]
 ) -> None:
     """The slot is active while a reader streams, and the lag counts what the sink has not read, by partition."""
     is_streaming(connector("reader"))
