@@ -49,15 +49,14 @@ def enqueue(database: Database, topic: str, messages: int) -> None:
 
 def counts(connection: psycopg.Connection[Any]) -> dict[str, int]:
     """Return the number of outbox rows of each status."""
-    rows = connection.execute("select status, count(*) from agent_outbox_messages group by status")
-    return {status: number for status, number in rows}
+    return dict(connection.execute("select status, count(*) from agent_outbox_messages group by status").fetchall())
 
 
 def assert_each_once_and_in_order(connection: psycopg.Connection[Any], messages: int) -> None:
     """Hold history to the outbox, row by row."""
     assert counts(connection) == {"consumed": messages}
-    (stored, distinct) = connection.execute("select count(*), count(distinct outbox_id) from chat_histories").fetchone() or ()
-    assert (stored, distinct) == (messages, messages)
+    stored = connection.execute("select count(*), count(distinct outbox_id) from chat_histories").fetchone()
+    assert stored == (messages, messages)
     differing = connection.execute(
         "select count(*) from agent_outbox_messages o left join chat_histories h on h.outbox_id = o.id"
         " where h.message_content is distinct from o.payload->>'message_content'"
@@ -65,8 +64,8 @@ def assert_each_once_and_in_order(connection: psycopg.Connection[Any], messages:
     ).fetchone()
     assert differing == (0,)
     reordered = connection.execute(
-        "select chat_id, before, outbox_id from (select *, lag(outbox_id) over (partition by chat_id order by id) as before"
-        " from chat_histories) as pairs where outbox_id < before"
+        "select chat_id, before, outbox_id from (select *, lag(outbox_id) over (partition by chat_id order by id)"
+        " as before from chat_histories) as pairs where outbox_id < before"
     ).fetchall()
     assert reordered == []
 
@@ -113,12 +112,19 @@ def in_background(work: Callable[[], None]) -> Iterator[threading.Thread]:
 def let_late_conversations_begin(connection: psycopg.Connection[Any]) -> None:
     """Create the conversations whose messages have failed, once they have."""
     eventually(
-        lambda: connection.execute("select count(*) from agent_outbox_messages where retry_count > 0").fetchone()
-        == (LATE,),
+        lambda: (
+            connection.execute("select count(*) from agent_outbox_messages where retry_count > 0").fetchone() == (LATE,)
+        ),
         within=60,
         what="messages of late conversations failing",
     )
     connection.execute("insert into agent_chats select 'chat-' || n from generate_series(0, %s) n", [LATE - 1])
+
+
+def await_progress(connection: psycopg.Connection[Any]) -> None:
+    """Wait until more messages are consumed than at the call."""
+    before = counts(connection).get("consumed", 0)
+    eventually(lambda: counts(connection).get("consumed", 0) > before, within=60, what="progress")
 
 
 def all_consumed(connection: psycopg.Connection[Any], messages: int, tend: Callable[[], None]) -> None:
@@ -147,8 +153,7 @@ def test_every_message_is_stored_once_and_in_order(
     with database.connect() as connection, in_background(lambda: enqueue(database, topic, messages)):
         for round_ in range(kills):
             # Each kill waits for progress, so that every one of them interrupts work.
-            before = counts(connection).get("consumed", 0)
-            eventually(lambda before=before: counts(connection).get("consumed", 0) > before, within=60, what="progress")
+            await_progress(connection)
             wait_until(rng.uniform(0, 0.4), reader, sink)
             reader.kill()
             wait_until(rng.uniform(0, 0.8), reader, sink)
