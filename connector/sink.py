@@ -18,7 +18,7 @@ from connector.handlers import Handler
 from connector.kafka import DeadLetters, DeadLetterUndelivered, Kafka, Message, Reachability, Subscription
 from connector.observability.logs import get_logger
 from connector.outbox import Failure, decode_envelope
-from connector.store.connections import connect, describe, is_conflict, is_pooler_trouble
+from connector.store.connections import connect, describe, is_alive, is_conflict, is_pooler_trouble
 from connector.store.queries import Tables
 from connector.store.settlement import HELD, STORED, Item, NotVisibleYet, Result, Settlement
 
@@ -160,15 +160,16 @@ class Sink:
         """While idle, find out whether the database is there, so that readiness need not wait for a message."""
         if time.monotonic() < self._looked_at + _LOOK_SECONDS:
             return
+        self._looked_at = time.monotonic()
+        if self._settlement is not None and not is_alive(self._settlement.connection):
+            self._disconnect()
         try:
-            self._connected().connection.execute("select 1", prepare=False)
+            self._connected()
         except psycopg.Error as error:
             problem = describe(error)
             if problem != self._database_problem:
                 _log.warning("database_away", error=problem)
             self._database_problem = problem
-            self._disconnect()
-        self._looked_at = time.monotonic()
 
     def _disconnect(self) -> None:
         if self._settlement is not None:

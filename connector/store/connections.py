@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import Any, Final
 
 import psycopg
@@ -78,6 +79,19 @@ def connect(
         prepare=False,
     )
     return connection
+
+
+def is_alive(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether an idle connection still is one, without asking the server anything.
+
+    A server that ends sends word; one that vanishes is noticed by the keepalives.
+    """
+    try:
+        while select.select([connection.fileno()], [], [], 0)[0]:
+            connection.pgconn.consume_input()
+    except psycopg.Error:
+        return False
+    return True
 
 
 def is_row_fault(error: psycopg.Error) -> bool:

@@ -1,0 +1,35 @@
+"""Kafka through librdkafka; the only place that imports `confluent_kafka`.
+
+The producer is idempotent and never gives a message up for being slow: an outage is not a message's fault. The consumer
+stores an offset only when told to, after the database has the message.
+"""
+
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from connector.kafka.admin import Admin, GroupMember, GroupState, TopicState
+from connector.kafka.clients import Kafka
+from connector.kafka.dead_letters import DeadLetters, DeadLetterUndelivered
+from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, size_of
+from connector.kafka.publisher import Publisher
+from connector.kafka.reachability import Reachability
+from connector.kafka.subscription import Subscription
+
+__all__ = [
+    "LARGEST_MESSAGE",
+    "Admin",
+    "DeadLetterUndelivered",
+    "DeadLetters",
+    "Fate",
+    "GroupMember",
+    "GroupState",
+    "Kafka",
+    "KafkaError",
+    "KafkaException",
+    "Message",
+    "Publisher",
+    "Reachability",
+    "Subscription",
+    "TopicState",
+    "fate_of",
+    "size_of",
+]

@@ -1,0 +1,182 @@
+"""The few administrative calls: topics, their settings, the group and its lag."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+
+_COORDINATOR_BUSY: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+
+
+class TopicState(NamedTuple):
+    """A topic as the cluster describes it; `in_sync` is the fewest replicas in sync of any of its partitions."""
+
+    partitions: int
+    replication: int
+    in_sync: int = 0
+    leaderless: int = 0
+
+
+class GroupMember(NamedTuple):
+    """A member of a consumer group, and how many partitions it has."""
+
+    client_id: str
+    host: str
+    instance_id: str | None
+    partitions: int
+
+
+class GroupState(NamedTuple):
+    """A consumer group as its coordinator describes it: `stable`, `empty`, or `dead`, which is a group never seen."""
+
+    state: str
+    members: list[GroupMember]
+
+
+class Admin:
+    """The few administrative calls: topics, their settings, the group's lag."""
+
+    def __init__(self, client: AdminClient, troubles: deque[KafkaError]) -> None:
+        """Use an admin client, and what its `error_cb` puts into `troubles`."""
+        self._client = client
+        self._troubles = troubles
+
+    def trouble(self) -> str | None:
+        """Return what last stood between this client and a broker, such as a refused password; None for nothing."""
+        self._client.poll(0)
+        told = [error for error in self._troubles if error.code() != KafkaError._ALL_BROKERS_DOWN]  # noqa: SLF001
+        return told[-1].str() if told else None
+
+    def topics(self, timeout: float = 10) -> dict[str, TopicState]:
+        """Return every topic that this client may see.
+
+        Raises:
+            KafkaException: no broker answered in time.
+        """
+        metadata = self._client.list_topics(timeout=timeout)
+        return {
+            name: TopicState(
+                len(topic.partitions),
+                max((len(p.replicas) for p in topic.partitions.values()), default=0),
+                min((len(p.isrs) for p in topic.partitions.values()), default=0),
+                sum(p.leader < 0 for p in topic.partitions.values()),
+            )
+            for name, topic in metadata.topics.items()
+            if topic.error is None
+        }
+
+    def create_topics(self, names: Sequence[str], partitions: int, replication: int, timeout: float = 30) -> list[str]:
+        """Make the topics that are not there; return the names of those made.
+
+        Raises:
+            KafkaException: the cluster refuses one of them.
+        """
+        if not names:
+            return []
+        made = []
+        futures = self._client.create_topics(
+            [NewTopic(name, num_partitions=partitions, replication_factor=replication) for name in names],
+            operation_timeout=timeout,
+            request_timeout=timeout,
+        )
+        for name, future in futures.items():
+            try:
+                future.result()
+                made.append(name)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        return made
+
+    def topic_settings(self, topics: Iterable[str], timeout: float = 5) -> dict[str, dict[str, str]]:
+        """Return the settings of each topic that the cluster tells about; none for those it does not."""
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        settings: dict[str, dict[str, str]] = {}
+        if not resources:
+            return settings
+        for resource, future in self._client.describe_configs(resources, request_timeout=timeout).items():
+            try:
+                settings[resource.name] = {name: entry.value for name, entry in future.result().items()}
+            except KafkaException:
+                continue
+        return settings
+
+    def group_offsets(self, group_id: str, timeout: float = 10) -> dict[tuple[str, int], int]:
+        """Return the committed offset of each partition that the group has committed.
+
+        Raises:
+            KafkaException: the group cannot be asked.
+        """
+        request = confluent_kafka.ConsumerGroupTopicPartitions(group_id)
+        ask = self._client.list_consumer_group_offsets
+        offsets = _from_coordinator(lambda: ask([request], request_timeout=timeout), timeout)
+        return {
+            (entry.topic, entry.partition): entry.offset
+            for entry in offsets.topic_partitions
+            if entry.offset is not None and entry.offset >= 0
+        }
+
+    def group(self, group_id: str, timeout: float = 5) -> GroupState:
+        """Return a group's state and members.
+
+        Raises:
+            KafkaException: the group cannot be asked.
+        """
+        ask = self._client.describe_consumer_groups
+        group = _from_coordinator(lambda: ask([group_id], request_timeout=timeout), timeout)
+        members = [
+            GroupMember(
+                member.client_id,
+                member.host,
+                member.group_instance_id,
+                len(member.assignment.topic_partitions) if member.assignment else 0,
+            )
+            for member in group.members
+        ]
+        return GroupState(group.state.name.lower(), members)
+
+    def log_ranges(
+        self, partitions: Iterable[tuple[str, int]], timeout: float = 5
+    ) -> dict[tuple[str, int], tuple[int, int]]:
+        """Return the first offset and the one past the last of each partition.
+
+        Raises:
+            KafkaException: a partition cannot be asked.
+        """
+        wanted = [TopicPartition(topic, partition) for topic, partition in partitions]
+        if not wanted:
+            return {}
+        first, end = (
+            self._client.list_offsets(dict.fromkeys(wanted, spec), request_timeout=timeout)
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        )
+        ends = {(place.topic, place.partition): future.result().offset for place, future in end.items()}
+        return {
+            (place.topic, place.partition): (future.result().offset, ends[place.topic, place.partition])
+            for place, future in first.items()
+        }
+
+
+def _from_coordinator(ask: Callable[[], Mapping[Any, Any]], timeout: float) -> Any:  # noqa: ANN401 - the library's own
+    """Return the one answer of a group's coordinator, which may need a moment after a broker's start."""
+    deadline = time.monotonic() + timeout
+    while True:
+        (future,) = ask().values()
+        try:
+            return future.result()
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

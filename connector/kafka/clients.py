@@ -1,0 +1,148 @@
+"""How each kind of client is configured: what the environment may say, and what the guarantees fix."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from connector.errors import ConfigurationError
+from connector.kafka.admin import Admin
+from connector.kafka.deliveries import LARGEST_MESSAGE
+
+T = TypeVar("T")
+
+PRODUCER_DEFAULTS: Final[dict[str, str | int | bool]] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "partitioner": "murmur2_random",  # as the Java client: other producers of a key meet ours in one partition
+    "compression.type": "lz4",
+    "linger.ms": 0,
+    "batch.size": 256 * 1024,
+    "message.max.bytes": LARGEST_MESSAGE,
+    "message.timeout.ms": 0,
+    "queue.buffering.max.messages": 100_000,
+    "queue.buffering.max.kbytes": 2 * LARGEST_MESSAGE // 1024,
+    "topic.metadata.refresh.interval.ms": 10_000,
+    "topic.metadata.propagation.max.ms": 5_000,
+}
+_CONSUMER: Final[dict[str, str | int | bool]] = {
+    "enable.auto.offset.store": False,
+    "enable.auto.commit": True,
+    "auto.commit.interval.ms": 1_000,
+    "auto.offset.reset": "earliest",
+    "partition.assignment.strategy": "cooperative-sticky",
+    "queued.max.messages.kbytes": 8 * 1024,
+    "queued.min.messages": 2_000,
+    "fetch.max.bytes": 1024 * 1024,
+    "fetch.message.max.bytes": 128 * 1024,  # compressed: what a partition yields at once may be many times that
+    "fetch.wait.max.ms": 100,
+}
+_CLIENT: Final[dict[str, str | int | bool]] = {
+    "client.id": "outbox-connector",
+    "socket.keepalive.enable": True,
+    "reconnect.backoff.ms": 100,
+    "reconnect.backoff.max.ms": 2_000,
+    "log_level": 4,
+}
+
+
+# What the guarantees stand on is not for the environment to change.
+_FIXED: Final = {
+    "enable.idempotence": "a retried produce request would double messages",
+    "acks": "an acknowledged message must be on every replica",
+    "message.timeout.ms": "an outage is not a message's fault",
+    "delivery.timeout.ms": "an outage is not a message's fault",
+    "transactional.id": "the reader does not use transactions",
+    "group.id": "it has a variable of its own, CONNECTOR_GROUP_ID",
+    "group.instance.id": "it has a variable of its own, CONNECTOR_POD_NAME",
+    "enable.auto.offset.store": "an offset is committed only after the database has the message",
+    "enable.auto.commit": "an offset is committed only after the database has the message",
+    "partition.assignment.strategy": "partitions are taken over cooperatively",
+}
+
+
+class Kafka(NamedTuple):
+    """How to reach Kafka: bootstrap servers, and librdkafka options for both sides and for either."""
+
+    bootstrap_servers: str
+    options: Mapping[str, str]
+    producer_options: Mapping[str, str] = {}
+    consumer_options: Mapping[str, str] = {}
+
+    def _configuration(
+        self, *layers: Mapping[str, str | int | bool], log: logging.Logger | None = None
+    ) -> dict[str, Any]:
+        problems = [
+            f"CONNECTOR_{side}_{name.upper().replace('.', '_')}: cannot be set: {_FIXED[name]}"
+            for side, options in (
+                ("KAFKA", self.options),
+                ("PRODUCER", self.producer_options),
+                ("CONSUMER", self.consumer_options),
+            )
+            for name in options
+            if name in _FIXED
+        ]
+        if problems:
+            raise ConfigurationError(problems)
+        merged: dict[str, Any] = {**_CLIENT, "bootstrap.servers": self.bootstrap_servers}
+        for layer in layers:
+            merged.update(layer)
+        merged["logger"] = log or logging.getLogger("librdkafka")
+        return merged
+
+    def producer(self, on_error: Callable[[KafkaError], None]) -> Producer:
+        """Make a producer; `on_error` hears of trouble with the brokers from within `poll`.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        configuration = self._configuration(PRODUCER_DEFAULTS, self.options, self.producer_options)
+        configuration["error_cb"] = on_error
+        return _made("CONNECTOR_KAFKA_* or CONNECTOR_PRODUCER_*", Producer, configuration)
+
+    def consumer(self, group_id: str, instance_id: str | None, on_error: Callable[[KafkaError], None]) -> Consumer:
+        """Make a consumer of a group; `instance_id` makes its membership static.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        own: dict[str, str | int | bool] = {"group.id": group_id}
+        if instance_id:
+            own["group.instance.id"] = instance_id
+        configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
+        configuration["error_cb"] = on_error
+        return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
+
+    def admin(self) -> Admin:
+        """Make an admin client.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        configuration = self._configuration(self.options)
+        troubles: deque[KafkaError] = deque(maxlen=8)
+        configuration["error_cb"] = troubles.append
+        return Admin(_made("CONNECTOR_KAFKA_*", AdminClient, configuration), troubles)
+
+    def check_options(self, group_id: str, instance_id: str | None) -> None:
+        """Let librdkafka judge every option, without waiting for a broker.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        self.producer(lambda _error: None)
+        self.consumer(group_id, instance_id, lambda _error: None).close()
+
+
+def _made(variables: str, client: Callable[[dict[str, Any]], T], configuration: dict[str, Any]) -> T:
+    try:
+        return client(configuration)
+    except KafkaException as error:
+        raise ConfigurationError([f"{variables}: librdkafka says: {error.args[0].str()}"]) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError([f"{variables}: librdkafka says: {error}"]) from None

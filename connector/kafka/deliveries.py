@@ -1,0 +1,58 @@
+"""What a delivery report means for its message, and how large a message is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, cast
+
+from confluent_kafka import KafkaError, Message
+
+Delivery = Callable[[KafkaError | None, Message], None]
+Headers = list[tuple[str, str | bytes | None]]
+
+# Below the 100 MB at which a broker drops the connection instead of answering: beyond it no answer would ever come.
+LARGEST_MESSAGE: Final = 64 * 1024 * 1024
+RECORD_OVERHEAD: Final = 100
+"""About what a message takes on the wire besides its key, value and headers, in bytes."""
+
+
+class Fate(Enum):
+    """What a failed delivery means for its message."""
+
+    TOO_LARGE = auto()
+    TOPIC_REFUSED = auto()
+    NOT_ITS_FAULT = auto()
+
+
+_TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+_REFUSED: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - librdkafka's local errors have no public name
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.INVALID_RECORD,
+        KafkaError._INVALID_ARG,  # noqa: SLF001
+    }
+)
+
+
+def fate_of(error: KafkaError) -> Fate:
+    """Tell what a delivery error means for the message it came for."""
+    if error.code() in _TOO_LARGE:
+        return Fate.TOO_LARGE
+    return Fate.TOPIC_REFUSED if error.code() in _REFUSED else Fate.NOT_ITS_FAULT
+
+
+def size_of(message: Message) -> int:
+    """Return about how many bytes a message takes on the wire, uncompressed."""
+    headers = sum(len(name) + len(value or b"") for name, value in headers_of(message))
+    return len(message.value() or b"") + len(message.key() or b"") + headers + RECORD_OVERHEAD
+
+
+def headers_of(message: Message) -> Headers:
+    """Return a message's headers, none as an empty list."""
+    return cast("Headers", message.headers() or [])

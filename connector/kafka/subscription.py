@@ -1,0 +1,114 @@
+"""The consumer: a member of a group whose offsets move only after the database has the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from connector.errors import ServiceUnavailable
+from connector.kafka.clients import Kafka
+from connector.observability.logs import get_logger
+
+_log = get_logger("kafka")
+
+
+class Subscription:
+    """A member of a consumer group, cooperative, whose offsets move only when told to."""
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        topics: Sequence[str],
+        group_id: str,
+        instance_id: str | None,
+        on_error: Callable[[KafkaError], None],
+    ) -> None:
+        """Subscribe; `assigned` is None until the group has answered."""
+        self._consumer: Consumer = kafka.consumer(group_id, instance_id, on_error)
+        self._on_error = on_error
+        self._paused = False
+        self._kept: list[Message] = []
+        self.assigned: set[tuple[str, int]] | None = None
+        self.problem: str | None = None
+        """What Kafka has against the subscription, such as a topic that is not there."""
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_assign(partitions)
+        self.assigned = (self.assigned or set()) | {(p.topic, p.partition) for p in partitions}
+        if self._paused and partitions:
+            consumer.pause(partitions)
+        self.problem = None
+        _log.info("partitions_assigned", new=len(partitions), all=len(self.assigned))
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_unassign(partitions)
+        self.assigned = (self.assigned or set()) - {(p.topic, p.partition) for p in partitions}
+        _log.info("partitions_revoked", gone=len(partitions), all=len(self.assigned))
+
+    def take(self, most: int, seconds: float) -> list[Message]:
+        """Return up to so many messages, waiting so long for the first and not at all for the others.
+
+        Raises:
+            ServiceUnavailable: the consumer is at its end, for example because another one took its static membership.
+        """
+        messages, self._kept = self._kept, []
+        if not messages:
+            first = self._consumer.poll(seconds)
+            if first is None:
+                return []
+            messages = [first, *self._consumer.consume(most - 1, 0)]
+        return [message for message in messages if self._is_message(message) and self.owns(message)]
+
+    def _is_message(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        if error.fatal():
+            raise ServiceUnavailable(f"the consumer cannot go on: {error.str()} ({error.name()})")
+        self.problem = f"topic {message.topic()}: {error.str()} ({error.name()})"
+        _log.warning("consumer_error", error=self.problem)
+        self._on_error(error)
+        return False
+
+    def owns(self, message: Message) -> bool:
+        """Tell whether the message's partition is still ours."""
+        return (message.topic(), message.partition()) in (self.assigned or ())
+
+    def store(self, messages: Sequence[Message]) -> None:
+        """Let the offsets behind these messages be committed: the database has them."""
+        last: dict[tuple[str, int], int] = {}
+        for message in messages:
+            last[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
+        for (topic, partition), offset in last.items():
+            if (topic, partition) in (self.assigned or ()):
+                try:
+                    self._consumer.store_offsets(offsets=[TopicPartition(topic, partition, offset)])
+                except KafkaException as error:
+                    # The partition went away this moment; its next owner reads the messages again.
+                    _log.info("offset_not_stored", topic=topic, partition=partition, error=error.args[0].str())
+        self.problem = None
+
+    def pause(self) -> None:
+        """Take no more messages, of partitions to come either."""
+        self._paused = True
+        self._consumer.pause(self._consumer.assignment())
+
+    def resume(self) -> None:
+        """Take messages again."""
+        if self._paused:
+            self._paused = False
+            self._consumer.resume(self._consumer.assignment())
+
+    def idle(self, seconds: float) -> None:
+        """Stay in the group without taking messages; what had arrived before is kept for the next `take`."""
+        message = self._consumer.poll(seconds)
+        if message is not None:
+            self._kept.append(message)
+
+    def close(self) -> None:
+        """Commit what is stored and leave the group (a static member keeps its place for a while)."""
+        self._consumer.close()
