@@ -33,9 +33,9 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+        """Give the signals back; after one has come, another changes nothing any more."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler if self._asked is None else signal.SIG_IGN)  # type: ignore[arg-type]
 
     def pause(self, seconds: float) -> None:
         """Sleep.

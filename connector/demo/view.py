@@ -127,7 +127,8 @@ class Panels:
                 line = Text.assemble((f"{happening.at:5.1f} s  ", "dim"), happening.text)
                 line.no_wrap, line.overflow = True, "ellipsis"
                 parts.append(line)
-        width = min(self._live.console.width, _WIDEST)
+        # Room for the ^C that the terminal echoes: one that wraps would throw the redrawing off by a line.
+        width = min(self._live.console.width - 3, _WIDEST)
         return Panel(Group(*parts), title=title, title_align="left", border_style="cyan", padding=(0, 2), width=width)
 
 
