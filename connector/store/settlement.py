@@ -81,6 +81,7 @@ class Settlement:
         self._destinations = destinations
         self._statements = {biz_type: self._compose(destination) for biz_type, destination in destinations.items()}
         self._history_key = index_name(tables.history, "outbox_id_key")
+        self._hiding: dict[int, set[str]] = {}
 
     def _compose(self, destination: Destination) -> sql.Composed:
         parameters = sql.SQL("").join(
@@ -122,17 +123,19 @@ class Settlement:
         rows, and long before where the commit waits for a synchronous standby. A message can be faster than that.
         """
         absent = self._not_seen(outbox_ids)
-        if not absent:
-            return
         deadline = time.monotonic() + _VISIBLE_SECONDS
-        writers = self._writers()
-        while absent := self._not_seen(absent):
-            if not writers:
-                return
+        while absent:
+            writers = self._writers()
+            # Only who wrote when a row was first missed can hide it, also at a later call: others come and go for ever.
+            self._hiding = {outbox_id: self._hiding.get(outbox_id, writers) & writers for outbox_id in absent}
+            absent = self._not_seen(absent)
+            hidden = [outbox_id for outbox_id in absent if self._hiding[outbox_id]]
+            if not hidden:
+                break
             if time.monotonic() > deadline:
-                raise NotVisibleYet(f"the transaction that enqueued #{absent[0]} has not ended its commit")
+                raise NotVisibleYet(f"the transaction that enqueued #{hidden[0]} has not ended its commit")
             time.sleep(0.001)
-            writers &= self._writers()
+        self._hiding = {}
 
     def _not_seen(self, outbox_ids: list[int]) -> list[int]:
         rows = self.connection.execute(self._tables.query("sink", "rows_not_seen"), {"ids": outbox_ids})

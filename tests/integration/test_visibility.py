@@ -85,3 +85,18 @@ def test_a_message_of_a_row_that_is_gone_is_passed_over_beside_other_writers(out
         lambda: settlement.settle([item(4711)], []).outcomes, ignoring=(NotVisibleYet,), what="the verdict"
     )
     assert outcome.what == "missing"
+
+
+def test_a_missing_row_stalls_no_batch_though_others_never_stop_writing(outbox: OutboxTable) -> None:
+    """Transactions that began after the first look do not count, however often the batch is looked at again."""
+    settlement = outbox.settlement()
+    with outbox.connect() as other:
+        enqueue_without_end(outbox)
+        with pytest.raises(NotVisibleYet):
+            settlement.settle([item(4711)], [])
+        other.execute("begin")
+        other.execute("select outbox_enqueue('chat_history_persist', 'topic', 'key', '{}')")
+        outbox.connection.execute("rollback")
+        (outcome,) = settlement.settle([item(4711)], []).outcomes
+        other.execute("rollback")
+    assert outcome.what == "missing"
