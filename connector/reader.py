@@ -351,12 +351,18 @@ class Reader:
         self._take_wake()
 
     def _finish(self, replication: ReplicationConnection, confirmed: int) -> None:
-        """Drain: wait for what is in flight, write it down, confirm it, and leave."""
+        """Drain: read the transaction at hand to its end, wait for what is in flight, write it down, confirm, leave."""
         until = time.monotonic() + self._options.shutdown_seconds * _SHARE_OF_SHUTDOWN_FOR_KAFKA
         stream = self._stream
         next_feedback = 0.0
-        while self._publishing.in_flight and time.monotonic() < until:
-            self._turn(0.05)
+        while (stream.in_transaction or self._publishing.in_flight) and time.monotonic() < until:
+            if stream.in_transaction and self._has_room():
+                # Left half read, it would be sent again from its first row.
+                if stream.read(replication, to_commit=True):
+                    replication.wait([], _DELIVERY_WAIT)
+                self._turn(0)
+            else:
+                self._turn(0.05)
             if time.monotonic() > next_feedback:
                 replication.confirm(stream.received_lsn, confirmed)
                 next_feedback = time.monotonic() + FEEDBACK_SECONDS

@@ -54,8 +54,10 @@ class Stream:
         """Whether nothing that was read waits for its fate."""
         return self.ledger.empty and not self.in_transaction
 
-    def read(self, replication: ReplicationConnection) -> bool:
+    def read(self, replication: ReplicationConnection, *, to_commit: bool = False) -> bool:
         """Take what has arrived, up to a turn's worth; tell whether nothing more is waiting.
+
+        With `to_commit` it goes no further than the end of the transaction at hand.
 
         Raises:
             StreamEnded: the server ended the stream, or the connection broke.
@@ -72,6 +74,8 @@ class Stream:
                     self._keepalive(frame)
                     continue
                 self._message(frame, shipment)
+                if to_commit and not self.in_transaction:
+                    break
                 if len(shipment.lot.fences) >= _ROWS_PER_LOT or not self._publishing.has_room:
                     break
         finally:
