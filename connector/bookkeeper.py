@@ -29,6 +29,8 @@ _MARKS_IN_A_HURRY = 20_000
 _DUE_AT_ONCE = 1_000
 _PROGRESS_SECONDS = 1.0
 _QUIET_SECONDS = 10.0
+_UNSEEN_SECONDS = 5.0
+_UNSEEN_PAUSE = 0.02
 _LONGEST_RECONNECT_WAIT = 5.0
 
 _log = get_logger("reader")
@@ -240,6 +242,12 @@ class Bookkeeper(threading.Thread):
             lot = self._failed[0]
             with books.transaction():
                 settled = books.settle_failures(lot.failures)
+                absent = books.not_seen(lot.failures) if len(settled) < len(lot.failures) else []
+            if absent and time.monotonic() < lot.opened_at + _UNSEEN_SECONDS:
+                # Kafka has refused a row before its commit was seen by all; it will be in a moment.
+                with self._condition:
+                    self._condition.wait(_UNSEEN_PAUSE)
+                continue
             with self._condition:
                 self._failed.popleft()
                 lot.written = True

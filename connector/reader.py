@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
 from connector.bookkeeper import Bookkeeper
-from connector.catch_up import Remedy, prepare_slot
+from connector.catch_up import Judgement, Remedy, prepare_slot
 from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka import Kafka, Reachability
 from connector.ledger import Ledger, Lot
@@ -53,8 +53,6 @@ _SHARE_OF_SHUTDOWN_FOR_KAFKA = 0.7
 
 _PUBLICATION_MISSING = "42704"
 _OBJECT_IN_USE = "55006"
-
-T = TypeVar("T")
 
 _log = get_logger("reader")
 
@@ -238,8 +236,7 @@ class Reader:
     def _lead_once(self, replication: ReplicationConnection, books: Bookkeeping) -> bool:
         """Catch up if that is owed, then stream; tell whether to do it again at once."""
         self._check_publication(books)
-        # A slot that is made waits for every transaction that is open.
-        judgement = self._meanwhile(lambda: prepare_slot(replication, books, self._options.slot_name))
+        judgement = self._prepare_slot(replication, books)
         if judgement.remedy is not Remedy.KEEP:
             _log.warning("slot_made", slot=self._options.slot_name, remedy=judgement.remedy.name.lower())
         progress = books.read_progress()
@@ -382,12 +379,19 @@ class Reader:
         self._publishing.turn(seconds)
         self._health.beat("reader")
 
-    def _meanwhile(self, work: Callable[[], T]) -> T:
-        """Wait for the database without neglecting Kafka, or seeming to be stuck."""
+    def _prepare_slot(self, replication: ReplicationConnection, books: Bookkeeping) -> Judgement:
+        """Judge the slot, and make it where it is missing, without neglecting Kafka or seeming to be stuck.
+
+        A slot that is made waits for every transaction that is open; a signal to stop, or trouble with Kafka, does not.
+        """
         with ThreadPoolExecutor(1) as thread:
-            future = thread.submit(work)
-            while not future.done():
-                self._turn(0.02)
+            future = thread.submit(prepare_slot, replication, books, self._options.slot_name)
+            try:
+                while not (future.done() or self._stopping):
+                    self._turn(0.02)
+            finally:
+                if not future.done():
+                    replication.cancel()
             return future.result()
 
     def _publish_due(self) -> None:
@@ -487,7 +491,7 @@ class Reader:
         if self._over_budget(books, idle=False):
             self._owe_all(books, _OVER_BUDGET)
             self._drop_slot(books, _OVER_BUDGET)
-            self._meanwhile(lambda: prepare_slot(replication, books, self._options.slot_name))
+            self._prepare_slot(replication, books)
 
     # --- the WAL budget ----------------------------------------------------------------------------------------------
 

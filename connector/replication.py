@@ -108,6 +108,10 @@ class ReplicationConnection:
         record = self._connection.execute(statement.as_string(self._connection)).fetchone()
         return bool(record and record[0])
 
+    def cancel(self) -> None:
+        """Ask the server to give up the command that runs; fit for another thread than the one that waits for it."""
+        self._connection.cancel_safe(timeout=5.0)
+
     def ping(self) -> None:
         """Keep an idle session alive, and learn whether it is.
 

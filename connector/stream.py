@@ -17,6 +17,8 @@ from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relat
 
 _ROWS_PER_LOT: Final = 250
 _FRAMES_PER_TURN: Final = 500
+# A commit is in the stream a moment before other sessions see its rows.
+_SEEN_BY_ALL_SECONDS: Final = 0.1
 # When nothing of ours is written, the position is confirmed in steps: each costs a write, which is WAL again.
 _IDLE_STEP_BYTES: Final = 256 * 1024
 
@@ -93,7 +95,7 @@ class Stream:
     def _message(self, frame: XLogData, shipment: Shipment) -> None:
         message = decode(frame.payload)
         if isinstance(message, Insert):
-            self._insert(message, shipment)
+            self._insert(message, shipment, frame.send_time)
         elif isinstance(message, Begin):
             self.in_transaction = True
             self._commit_lag = max(0.0, (frame.send_time - message.commit_time) / 1_000_000)
@@ -109,7 +111,7 @@ class Stream:
             ours = Table(message.schema, message.name) == self._outbox
             self._decoders[message.oid] = RowDecoder(message) if ours else None
 
-    def _insert(self, message: Insert, shipment: Shipment) -> None:
+    def _insert(self, message: Insert, shipment: Shipment, send_time: int) -> None:
         try:
             decoder = self._decoders[message.relation_oid]
         except KeyError:
@@ -120,8 +122,9 @@ class Stream:
             return
         row = decoder(message.values)
         if row.fence.next_retry_at is not None:
-            # Enqueued for later: the table holds it until then.
-            self._hint(0)
+            # Enqueued for later: the table holds it until then. Not before its transaction is seen by all, though.
+            due_in = (row.fence.next_retry_at - send_time) / 1_000_000
+            self._hint(max(due_in, _SEEN_BY_ALL_SECONDS))
             return
         lot = shipment.lot
         if not lot.fences:

@@ -106,6 +106,12 @@ class Bookkeeping:
         """Write failed attempts to publish to their rows."""
         return settle_failures(self.connection, self._tables, failures)
 
+    def not_seen(self, failures: Sequence[Failure]) -> list[int]:
+        """Return the ids of failures whose rows this session does not see."""
+        ids = [failure.outbox_id for failure in failures]
+        rows = self.connection.execute(self._tables.query("sink", "rows_not_seen"), {"ids": ids})
+        return [outbox_id for (outbox_id,) in rows]
+
     def due_rows(self, limit: int) -> list[OutboxRow]:
         """Return rows whose next attempt is due, in publishing order."""
         return [_row(record) for record in self._fetch("due_rows", limit=limit)]

@@ -135,9 +135,15 @@ def script(
         "end\n$publication$"
     ).format(name=sql.Literal(publication), create=publication_statement(tables, publication))
     yield sql.SQL(
-        "-- The slot. The reader makes it by itself where it is missing.\n"
-        "select pg_create_logical_replication_slot({slot}, 'pgoutput')\n"
-        " where not exists (select from pg_replication_slots where slot_name = {slot})"
+        "-- The slot. The reader makes it by itself where it is missing. Not in one transaction with what is above.\n"
+        "do $slot$\nbegin\n"
+        "    if exists (select from pg_replication_slots where slot_name = {slot}) then\n"
+        "        null;\n"
+        "    elsif current_setting('server_version_num')::integer >= 170000 then\n"
+        "        perform pg_create_logical_replication_slot({slot}, 'pgoutput', failover => true);\n"
+        "    else\n"
+        "        perform pg_create_logical_replication_slot({slot}, 'pgoutput');\n"
+        "    end if;\nend\n$slot$"
     ).format(slot=sql.Literal(slot))
     for part in parts:
         yield sql.SQL((sql_directory() / part).read_text("utf-8")).format(**tables.identifiers())
