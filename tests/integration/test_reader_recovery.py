@@ -1,0 +1,619 @@
+"""The reader when something goes wrong: its slot, its leadership, its WAL budget, PostgreSQL, Kafka. No row is lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from connector.cli import _kafka, _tables
+from connector.observability.health import Health
+from connector.observability.metrics import ReaderMetrics
+from connector.outbox import Table
+from connector.reader import Reader, ReaderOptions
+from connector.replication import ReplicationConnection
+from connector.settings import load_settings
+from connector.store.queries import Tables
+from connector.store.schema import migrate
+from tests.integration.scenario import (
+    OUTBOX,
+    PROGRESS,
+    Connection,
+    Tap,
+    all_published,
+    catch_up_owed,
+    enqueue,
+    enqueue_many,
+    in_order,
+    is_streaming,
+    metric,
+    one,
+    readiness,
+    set_up,
+    statuses,
+    write_wal,
+)
+from tests.services import Database, Kafka, Postgres, Process, environment, eventually
+
+TABLES = Tables(Table("public", "agent_outbox_messages"), Table("public", "chat_histories"))
+
+Start = Callable[..., Process]
+
+KEYS = ("key-1", "key-2", "key-3")
+
+SESSIONS = (
+    "select pg_terminate_backend(pid) from pg_stat_activity"
+    " where datname = current_database() and application_name like 'outbox-connector%'"
+)
+
+
+@pytest.fixture
+def app(database: Database, connector_env: dict[str, str]) -> Iterator[Connection]:
+    """The application's connection to a database that is set up."""
+    set_up(connector_env)
+    with database.connect() as connection:
+        yield connection
+
+
+@pytest.fixture
+def tap(kafka: Kafka, topic: str) -> Iterator[Tap]:
+    """What arrives in the topic."""
+    with Tap(kafka, topic) as tap:
+        yield tap
+
+
+def some(connection: Connection, topic: str, rows: int = 10) -> list[int]:
+    """Enqueue so many rows on each of three keys."""
+    return [outbox_id for n in range(rows) for key in KEYS for outbox_id in enqueue(connection, topic, key, n)]
+
+
+def slot_of(env: dict[str, str]) -> str:
+    """Return the name of the slot."""
+    return env["CONNECTOR_SLOT_NAME"]
+
+
+def _drop(app: Connection, slot: str) -> None:
+    app.execute("select pg_drop_replication_slot(%s)", [slot])
+
+
+def _recreate(app: Connection, slot: str) -> None:
+    _drop(app, slot)
+    app.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
+
+
+def _advance(app: Connection, slot: str) -> None:
+    app.execute("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", [slot])
+
+
+def _forget(app: Connection, _slot: str) -> None:
+    app.execute(f"delete from {PROGRESS}")
+
+
+def _of_another_cluster(app: Connection, _slot: str) -> None:
+    app.execute(f"update {PROGRESS} set system_identifier = '1'")
+
+
+# --- the slot --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", [_drop, _recreate, _advance, _forget, _of_another_cluster])
+def test_whatever_was_done_to_the_slot_while_no_reader_ran_no_row_is_lost(  # noqa: PLR0917 - fixtures
+    app: Connection,
+    connector: Start,
+    connector_env: dict[str, str],
+    tap: Tap,
+    topic: str,
+    trouble: Callable[[Connection, str], None],
+) -> None:
+    """Rows from before and after it all arrive, each key in order, and then nothing is owed."""
+    first = is_streaming(connector("reader"))
+    ids = some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    assert first.stop() == 0
+    ids += some(app, topic)
+    trouble(app, slot_of(connector_env))
+    ids += some(app, topic)
+    second = is_streaming(connector("reader"))
+    second.wait_for_log("catch_up_owed")
+    ids += some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    assert in_order(tap.sent)
+    assert not catch_up_owed(app)
+
+
+def test_a_slot_that_is_dropped_under_a_running_reader_is_made_again(
+    app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+) -> None:
+    """Ended and dropped by an operator while it streams, the reader makes a new slot and loses nothing."""
+    reader = is_streaming(connector("reader"))
+    ids = some(app, topic)
+    tap.has(ids)
+
+    def dropped() -> bool:
+        slot = slot_of(connector_env)
+        app.execute("select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s", [slot])
+        _drop(app, slot)
+        return True
+
+    eventually(dropped, what="dropping the slot", ignoring=(psycopg.errors.ObjectInUse,))
+    ids += some(app, topic)
+    reader.wait_for_log("slot_made")
+    ids += some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    assert in_order(tap.sent)
+    assert not catch_up_owed(app)
+
+
+def test_rows_from_before_the_first_start_are_published_first(
+    database: Database, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+) -> None:
+    """A table that was there before the connector is published from its oldest row on, then the stream goes on."""
+    with database.connect() as app:
+        migrate(app, TABLES)
+        enqueue_many(app, topic, 2_000)
+        (dead,) = enqueue(app, topic, "key-1", 1)
+        app.execute(f"update {OUTBOX} set status = 'dead' where id = %s", [dead])
+        set_up(connector_env)
+        assert catch_up_owed(app)
+        enqueue_many(app, topic, 100)
+        is_streaming(connector("reader"))
+        enqueue_many(app, topic, 100)
+        ids = {outbox_id for (outbox_id,) in app.execute(f"select id from {OUTBOX} where status <> 'dead'")}
+        tap.has(ids)
+        all_published(app)
+        assert in_order(tap.sent)
+        assert {message.outbox_id for message in tap.sent} == ids
+        assert not catch_up_owed(app)
+
+
+def test_a_crash_in_the_catch_up_leaves_it_owed(
+    database: Database, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+) -> None:
+    """A reader that is killed half-way has not written the catch-up off, and the next one does all of it."""
+    with database.connect() as app, database.connect() as other:
+        migrate(app, TABLES)
+        enqueue_many(app, topic, 3_000)
+        set_up(connector_env)
+        with other.transaction():
+            # Whatever the reader publishes, it cannot write down that it is done.
+            other.execute(f"select from {PROGRESS} for update")
+            first = connector("reader")
+            tap.until(lambda sent: sent)
+            first.kill()
+            # Its last statement, which waits for the row, would be carried out without it.
+            app.execute(SESSIONS)
+        assert catch_up_owed(app)
+        enqueue_many(app, topic, 100)
+        connector("reader").wait_for_log("catch_up_done")
+        tap.has(range(1, 3_101))
+        all_published(app)
+        assert in_order(tap.sent)
+        assert not catch_up_owed(app)
+
+
+def test_a_crash_between_owing_and_making_the_slot_is_no_gap(
+    app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+) -> None:
+    """Every state that a crash can leave behind while a slot is made ends in a catch-up."""
+    slot = slot_of(connector_env)
+    ids = some(app, topic)
+    # Written down, and then the slot made, but how far it reaches not noted any more.
+    app.execute(f"update {PROGRESS} set catch_up_owed = true, confirmed_lsn = '0/0', catch_up_through = null")
+    _recreate(app, slot)
+    ids += some(app, topic)
+    connector("reader").wait_for_log("catch_up_done")
+    tap.has(ids)
+    all_published(app)
+    assert in_order(tap.sent)
+    assert not catch_up_owed(app)
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+def test_a_publication_made_again_by_setup_loses_nothing(
+    app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str, *, running: bool
+) -> None:
+    """The slot is older than the publication, so what was written in between comes from the table, in order."""
+    reader = is_streaming(connector("reader"))
+    ids = some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    if not running:
+        assert reader.stop() == 0
+    app.execute(sql.SQL("drop publication {}").format(sql.Identifier(connector_env["CONNECTOR_PUBLICATION_NAME"])))
+    ids += some(app, topic)
+    set_up(connector_env)
+    ids += some(app, topic)
+    if not running:
+        connector("reader")
+    tap.has(ids, within=25)
+    all_published(app)
+    assert in_order(tap.sent)
+
+
+@pytest.mark.slow
+def test_a_slot_that_the_server_has_invalidated_is_replaced(
+    own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
+) -> None:
+    """Where the server gave the slot's WAL up, what it held comes from the table."""
+    env = environment(own_database, kafka, topic)
+    set_up(env)
+    with own_database.connect() as app:
+        try:
+            first = is_streaming(Process("reader", env=env).start())
+            ids = some(app, topic)
+            tap.has(ids)
+            assert first.stop() == 0
+            ids += some(app, topic)
+            app.execute("alter system set max_slot_wal_keep_size = '16MB'")
+            app.execute("select pg_reload_conf()")
+
+            def lost() -> bool:
+                write_wal(app, 20)
+                app.execute("checkpoint")
+                return bool(
+                    one(
+                        app, "select wal_status = 'lost' from pg_replication_slots where slot_name = %s", [slot_of(env)]
+                    )
+                )
+
+            eventually(lost, within=60, what="the invalidation")
+            ids += some(app, topic)
+            second = is_streaming(Process("reader", env=env).start())
+            second.wait_for_log("slot_made", remedy="replace")
+            ids += some(app, topic)
+            tap.has(ids)
+            all_published(app)
+            assert in_order(tap.sent)
+            assert not catch_up_owed(app)
+        finally:
+            app.execute("alter system reset max_slot_wal_keep_size")
+            app.execute("select pg_reload_conf()")
+
+
+def test_a_slot_of_another_kind_is_refused(app: Connection, connector: Start, connector_env: dict[str, str]) -> None:
+    """A slot name that something else uses is a matter of configuration: exit 78, and the slot is left alone."""
+    app.execute("select pg_create_logical_replication_slot(%s, 'test_decoding')", [f"{slot_of(connector_env)}_x"])
+    reader = connector(
+        "reader", CONNECTOR_SLOT_NAME=f"{slot_of(connector_env)}_x", CONNECTOR_START_DEADLINE_SECONDS="1"
+    )
+    assert reader.wait(20) == 78
+    assert "CONNECTOR_SLOT_NAME" in reader.stderr
+
+
+# --- leadership ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_reader_stands_by_and_takes_over_after_a_crash(
+    app: Connection, connector: Start, tap: Tap, topic: str
+) -> None:
+    """One leads; the other is ready all along, publishes nothing, and leads within seconds of the leader's SIGKILL."""
+    leader = is_streaming(connector("reader"))
+    other = connector("reader")
+    other.wait_for_log("standing_by")
+    eventually(lambda: readiness(other) == 200, what="the readiness of the standby")
+    assert (metric(leader, "leader"), metric(other, "leader")) == (1, 0)
+    ids = some(app, topic)
+    tap.has(ids)
+    assert metric(other, "published_total") == 0
+    ids += some(app, topic)
+    leader.kill()
+    ids += some(app, topic)
+    started = time.monotonic()
+    is_streaming(other, within=5)
+    assert time.monotonic() - started < 5
+    tap.has(ids)
+    assert in_order(tap.sent)
+    assert metric(other, "leader") == 1
+
+
+def test_a_standby_takes_over_at_once_from_a_leader_that_stops(
+    app: Connection, connector: Start, tap: Tap, topic: str
+) -> None:
+    """On a rolling restart the other one leads within a second or two, and nothing is sent twice."""
+    leader = is_streaming(connector("reader"))
+    other = connector("reader")
+    other.wait_for_log("standing_by")
+    ids = some(app, topic)
+    tap.has(ids)
+    assert leader.stop() == 0
+    is_streaming(other, within=3)
+    ids += some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    assert len(tap.read(0.3)) == len(ids)
+
+
+@pytest.mark.slow
+def test_a_leader_that_hangs_is_replaced(app: Connection, connector: Start, tap: Tap, topic: str) -> None:
+    """After SIGSTOP of the leader the other leads within 12 seconds and a bit; the old one stands by."""
+    leader = is_streaming(connector("reader"))
+    other = connector("reader")
+    other.wait_for_log("standing_by")
+    ids = some(app, topic)
+    tap.has(ids)
+    leader._running().send_signal(signal.SIGSTOP)
+    try:
+        ids += some(app, topic)
+        is_streaming(other, within=20)
+        tap.has(ids)
+    finally:
+        leader._running().send_signal(signal.SIGCONT)
+    leader.wait_for_log("standing_by", within=15)
+    ids += some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    assert in_order(tap.sent)
+    assert (metric(leader, "leader"), metric(other, "leader")) == (0, 1)
+
+
+def test_a_stale_walsender_is_ended_not_waited_for(  # noqa: PLR0917 - fixtures
+    app: Connection, database: Database, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+) -> None:
+    """A session that still holds the slot without leading it is ended by the one who leads."""
+    stale = ReplicationConnection.open(database.url)
+    try:
+        stale.start(slot_of(connector_env), connector_env["CONNECTOR_PUBLICATION_NAME"], 0)
+        reader = connector("reader")
+        assert reader.wait_for_log("stale_walsender_ended", within=5)["pid"] == stale.backend_pid
+        is_streaming(reader, within=5)
+        ids = some(app, topic)
+        tap.has(ids)
+    finally:
+        stale.close()
+
+
+# --- outages ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_terminated_session_is_survived(app: Connection, connector: Start, tap: Tap, topic: str) -> None:
+    """`pg_terminate_backend` on any session of the reader, again and again, loses nothing and repeats no order."""
+    reader = is_streaming(connector("reader"))
+    ids: list[int] = []
+    for _ in range(4):
+        ids += some(app, topic)
+        tap.has(ids[-1:])
+        app.execute(SESSIONS)
+        ids += some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    assert in_order(tap.sent)
+    assert reader.wait_for_log("reader_interrupted", sqlstate="57P01")
+    eventually(lambda: readiness(reader) == 200, what="readiness")
+    assert reader.stop() == 0
+
+
+def test_bookkeeping_that_loses_its_connection_loses_no_mark(
+    app: Connection, connector: Start, tap: Tap, topic: str
+) -> None:
+    """While marks cannot be written the stream goes on; later all of them are."""
+    reader = is_streaming(connector("reader"))
+    for _ in range(5):
+        ids = some(app, topic)
+        app.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name like '%(bookkeeping)'"
+        )
+        tap.has(ids)
+    all_published(app)
+    assert len(tap.read(0.2)) == 5 * 30
+    assert reader.returncode is None
+
+
+def test_the_slot_is_never_confirmed_further_than_its_record(
+    app: Connection, database: Database, connector: Start, tap: Tap, topic: str
+) -> None:
+    """While the position cannot be recorded it is not confirmed, not even by a stream that has begun anew."""
+    reader = is_streaming(connector("reader"))
+    further = (
+        f"select bool_or(s.confirmed_flush_lsn > p.confirmed_lsn) from {PROGRESS} as p join pg_replication_slots as s"
+    )
+    further += " using (slot_name)"
+    with database.connect() as other, other.transaction():
+        other.execute(f"select from {PROGRESS} for update")
+        tap.has(some(app, topic))
+        app.execute(f"{SESSIONS} and backend_type = 'walsender'")
+        reader.wait_for_log("reader_interrupted")
+        ids = some(app, topic)
+        tap.has(ids)
+        assert readiness(reader) == 200
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            assert not one(app, further)
+            time.sleep(0.05)
+    all_published(app)
+    query = f"select bool_and(confirmed_lsn > '0/0') from {PROGRESS}"
+    assert one(app, query)
+    assert len(tap.read(0.2)) == 60
+
+
+@pytest.mark.slow
+def test_a_crash_of_the_database_is_survived(
+    own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
+) -> None:
+    """Down and up again in the middle of the work: every committed row arrives, in order, under the same process."""
+    env = environment(own_database, kafka, topic)
+    set_up(env)
+    reader = is_streaming(Process("reader", env=env).start())
+    with own_database.connect() as app:
+        enqueue_many(app, topic, 5_000)
+        tap.until(lambda sent: sent)
+    own_postgres.stop("immediate")
+    eventually(lambda: readiness(reader) == 503, within=15, what="readiness lost")
+    assert reader.http("/livez").status == 200
+    own_postgres.start()
+    with own_database.connect() as app:
+        enqueue_many(app, topic, 500)
+        # A crash makes the sequence skip a few numbers.
+        tap.has([outbox_id for (outbox_id,) in app.execute(f"select id from {OUTBOX}")], within=30)
+        all_published(app)
+        ids = some(app, topic)
+        tap.has(ids)
+        assert in_order(tap.sent)
+    eventually(lambda: readiness(reader) == 200, within=15, what="readiness")
+    assert reader.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_crash_of_kafka_is_survived(durable_own_kafka: Kafka, database: Database, own_topic: str) -> None:
+    """Nothing is lost or out of order, no retry is spent; not ready while Kafka is gone, ready again afterwards."""
+    env = environment(database, durable_own_kafka, own_topic)
+    set_up(env)
+    reader = is_streaming(Process("reader", env=env).start())
+    with database.connect() as app:
+        enqueue_many(app, own_topic, 5_000)
+        durable_own_kafka.kill()
+        enqueue_many(app, own_topic, 5_000)
+        eventually(lambda: readiness(reader) == 503, within=20, what="readiness lost")
+        assert reader.http("/livez").status == 200
+        durable_own_kafka.start()
+        eventually(lambda: readiness(reader) == 200, within=20, what="readiness")
+        with Tap(durable_own_kafka, own_topic) as tap:
+            tap.has(range(1, 10_001), within=30)
+            all_published(app)
+            assert in_order(tap.sent)
+        assert one(app, f"select count(*) from {OUTBOX} where retry_count > 0") == 0
+        assert reader.stop() == 0
+
+
+# --- the WAL budget --------------------------------------------------------------------------------------------------
+
+MB = 2**20
+
+
+def _retained(app: Connection, slot: str) -> int:
+    pinned = "pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint"
+    query = f"select {pinned} from pg_replication_slots where slot_name = %s"
+    return int(one(app, query, [slot]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [10, 4_000], ids=["few rows in flight", "more than may be in flight"])
+def test_the_slot_stays_within_its_budget_while_kafka_is_away(
+    durable_own_kafka: Kafka, own_database: Database, own_topic: str, rows: int
+) -> None:
+    """With Kafka gone and writes going on, the slot pins about its budget, and all rows arrive once Kafka is back."""
+    env = environment(own_database, durable_own_kafka, own_topic) | {"CONNECTOR_WAL_BUDGET": "64MB"}
+    set_up(env)
+    slot = slot_of(env)
+    reader = is_streaming(Process("reader", env=env).start())
+    with own_database.connect() as app:
+        enqueue_many(app, own_topic, 10)
+        all_published(app)
+        durable_own_kafka.stop()
+        peak = 0
+        for _ in range(12):
+            enqueue_many(app, own_topic, rows, bytes_each=2_000 if rows > 1_000 else 10)
+            write_wal(app, 20)
+            app.execute("checkpoint")  # logs the running transactions, which is where a slot can go forward to
+            # As fast as the reader can look: it checks every two seconds.
+            time.sleep(1)
+            peak = max(peak, _retained(app, slot))
+
+        def within_budget() -> bool:
+            app.execute("checkpoint")
+            return _retained(app, slot) < 64 * MB
+
+        eventually(within_budget, within=15, what="a slot within its budget")
+        assert peak < (64 + 5 * 30) * MB
+        assert catch_up_owed(app)
+        durable_own_kafka.start()
+        total = one(app, f"select max(id) from {OUTBOX}")
+        with Tap(durable_own_kafka, own_topic) as tap:
+            tap.has(range(1, total + 1), within=60)
+            all_published(app, within=30)
+            ids = some(app, own_topic)
+            tap.has(ids)
+            assert in_order(tap.sent)
+        eventually(lambda: not catch_up_owed(app), what="the end of the catch-up")
+        assert reader.stop() == 0
+
+
+def test_an_idle_outbox_in_a_busy_database_pins_no_wal(
+    app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+) -> None:
+    """With nothing undelivered the slot follows the server's position, though none of the WAL is ours."""
+    reader = is_streaming(connector("reader"))
+    tap.has(enqueue(app, topic, "key", 1))
+    write_wal(app, 20)
+    target = one(app, "select pg_current_wal_lsn()")
+    query = "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s"
+    eventually(lambda: one(app, query, [target, slot_of(connector_env)]), within=15, what="the slot's going forward")
+    # What the slot is confirmed to was written down first.
+    recorded = f"select p.confirmed_lsn >= %s::pg_lsn from {PROGRESS} as p"
+    assert one(app, recorded, [target])
+    assert metric(reader, "replication_lag_bytes") < 16 * MB
+
+
+def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, database: Database, own_topic: str) -> None:
+    """While Kafka is away the confirmed position stays before the rows it has not got, whatever WAL follows."""
+    env = environment(database, durable_own_kafka, own_topic)
+    set_up(env)
+    reader = is_streaming(Process("reader", env=env).start())
+    with database.connect() as app:
+        ids = some(app, own_topic, 1)
+        all_published(app)
+        durable_own_kafka.stop()
+        before = one(app, "select pg_current_wal_lsn()")
+        ids += some(app, own_topic, 1)
+        query = "select confirmed_flush_lsn > %s::pg_lsn from pg_replication_slots where slot_name = %s"
+        until = time.monotonic() + 8  # more than two feedbacks and a few keepalives
+        while time.monotonic() < until:
+            write_wal(app, 1)
+            assert not one(app, query, [before, slot_of(env)])
+            time.sleep(0.2)
+        reader.kill()
+        assert statuses(app)["pending"] == 3
+        durable_own_kafka.start()
+        is_streaming(Process("reader", env=env).start())
+        with Tap(durable_own_kafka, own_topic) as tap:
+            tap.has(ids)
+
+
+def test_an_outage_does_not_grow_the_ledger(durable_own_kafka: Kafka, database: Database, own_topic: str) -> None:
+    """While one message waits for Kafka, thousands of turns of the loop leave nothing behind."""
+    env = environment(database, durable_own_kafka, own_topic)
+    set_up(env)
+    settings = load_settings(env, needs=frozenset({"database", "kafka"}))
+    reader = Reader(
+        ReaderOptions(
+            settings.database_url,
+            settings.replication_url,
+            _kafka(settings),
+            _tables(settings),
+            settings.slot_name,
+            settings.publication_name,
+            settings.topics,
+            settings.wal_budget,
+            shutdown_seconds=1,
+            start_deadline_seconds=30,
+        ),
+        ReaderMetrics(),
+        Health(),
+    )
+    thread = threading.Thread(target=reader.run)
+    thread.start()
+    try:
+        with database.connect() as app:
+            enqueue(app, own_topic, "key", 1)
+            all_published(app)
+            durable_own_kafka.stop()
+            enqueue(app, own_topic, "key", 2)
+            eventually(lambda: reader._publishing.in_flight == 1, what="the message on its way")
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                write_wal(app, 1)
+                time.sleep(0.1)
+            assert reader._publishing.in_flight == 1
+            assert len(reader._stream.ledger) < 10
+    finally:
+        reader.stop()
+        thread.join(20)
+    assert not thread.is_alive()
