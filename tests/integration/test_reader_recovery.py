@@ -522,7 +522,6 @@ def test_the_slot_stays_within_its_budget_while_kafka_is_away(
             return _retained(app, slot) < 64 * MB
 
         eventually(within_budget, within=15, what="a slot within its budget")
-        print("PEAK", peak / MB)
         assert peak < (64 + 5 * 30) * MB
         assert catch_up_owed(app)
         durable_own_kafka.start()
