@@ -1,5 +1,6 @@
--- Two roles with the least privilege that works. Run it as a database administrator after `outbox-connector setup`;
--- then give each role a password or a certificate, and its URL to the process that runs as it.
+-- Two roles with the least privilege that works: for a database administrator to read, and to run after `setup`.
+-- `outbox-connector setup --print-sql` ends with this script, with the configured tables in place of the names in braces.
+-- Then give each role a password or a certificate, and its URL to the process that runs as it.
 
 do $roles$
 begin
