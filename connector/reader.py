@@ -38,6 +38,7 @@ MOST_UNMARKED: Final = 100_000
 
 _DUE_AT_ONCE = 250
 _CATCH_UP_BATCH = 500
+_START_PAUSE = 0.1
 _CHECK_SECONDS = 2.0
 _CHECK_SECONDS_WHEN_IDLE = 10.0
 _LONGEST_WAIT = 0.5
@@ -177,7 +178,7 @@ class Reader:
             self._health.beat("reader")
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(f"past the start deadline: {self._reachability.problem}")
-            self._wait_for_wake(0.1)
+            time.sleep(_START_PAUSE)
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next attempt, while deliveries go on."""
@@ -185,14 +186,11 @@ class Reader:
         while not self._stopping and time.monotonic() < until:
             self._turn(0.05)
 
-    def _wait_for_wake(self, seconds: float) -> None:
-        time.sleep(0 if self._take_wake() else seconds)
-
-    def _take_wake(self) -> bool:
+    def _take_wake(self) -> None:
         try:
-            return bool(os.read(self._wake_read, 4096))
+            os.read(self._wake_read, 4096)
         except BlockingIOError:
-            return False
+            return
 
     def _replace_publisher(self) -> None:
         self._publishing.replace()
