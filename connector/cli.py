@@ -225,7 +225,9 @@ def _status(arguments: argparse.Namespace) -> int:
         return as_json(snapshot) if arguments.json else "\n".join(as_lines(snapshot))
 
     if arguments.watch:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Also where it was started in the background, with SIGINT ignored.
+            signal.signal(number, signal.default_int_handler)
         try:
             watch(status, text_of, sys.stdout, arguments.interval, one_line=arguments.json)
         except KeyboardInterrupt:

@@ -172,8 +172,8 @@ class Publishing:
         fate = fate_of(error)
         if fate is Fate.TOO_LARGE:
             limit = self._limit(topic, size)
-            if limit is not None and size <= limit < self._publisher.batch_size:
-                # The broker refused a whole batch; the message alone would pass.
+            if limit is not None and limit < self._publisher.batch_size:
+                # The broker refused a whole batch; the message alone might pass.
                 self._broken = f"topic {topic} takes {limit} bytes at most, less than a batch"
                 return
             text = (

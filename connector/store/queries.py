@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -30,8 +31,13 @@ def _blocks(file: str) -> dict[str, str]:
 
 def index_name(table: Table, suffix: str) -> str:
     """Return the name of an index of a table: unique per table, and within PostgreSQL's 63 bytes."""
+    name = table.name.encode()
     room = _LONGEST_IDENTIFIER - len(suffix) - 1
-    return f"{table.name.encode()[:room].decode(errors='ignore')}_{suffix}"
+    if len(name) > room:
+        # What is cut off still tells tables with a long beginning in common apart.
+        digest = hashlib.sha256(name).hexdigest()[:8]
+        return f"{name[: room - len(digest) - 1].decode(errors='ignore')}_{digest}_{suffix}"
+    return f"{table.name}_{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
