@@ -26,7 +26,7 @@ MARK_DELAY_SECONDS = 0.3
 
 _MARKS_AT_ONCE = 2_000
 _MARKS_IN_A_HURRY = 20_000
-_DUE_AT_ONCE = 1_000
+_DUE_AT_ONCE = 250
 _PROGRESS_SECONDS = 1.0
 _QUIET_SECONDS = 10.0
 _UNSEEN_SECONDS = 5.0
@@ -243,6 +243,11 @@ class Bookkeeper(threading.Thread):
             with books.transaction():
                 settled = books.settle_failures(lot.failures)
                 absent = books.not_seen(lot.failures) if len(settled) < len(lot.failures) else []
+            with self._condition:
+                for row in settled:
+                    if row.due_in is not None:
+                        self._agenda.hint(time.monotonic(), row.due_in)
+            self._on_settled(settled, lot)
             if absent and time.monotonic() < lot.opened_at + _UNSEEN_SECONDS:
                 # Kafka has refused a row before its commit was seen by all; it will be in a moment.
                 with self._condition:
@@ -251,10 +256,6 @@ class Bookkeeper(threading.Thread):
             with self._condition:
                 self._failed.popleft()
                 lot.written = True
-                for row in settled:
-                    if row.due_in is not None:
-                        self._agenda.hint(time.monotonic(), row.due_in)
-            self._on_settled(settled, lot)
             self._wake()
 
     def _write_due_marks(self, books: Bookkeeping, lots: list[Lot]) -> None:
@@ -297,7 +298,7 @@ class Bookkeeper(threading.Thread):
             next_due = 0.0 if rows else books.seconds_to_next_due()
             with self._condition:
                 self._agenda.looked(time.monotonic(), next_due)
-        elif self._idle and now >= self._agenda.sweep_at() and not self._marks and not self._failed:
+        elif self._idle and now >= self._agenda.sweep_at():
             rows = books.overlooked_rows(_QUIET_SECONDS, _DUE_AT_ONCE)
             with self._condition:
                 self._agenda.swept(time.monotonic())

@@ -69,11 +69,8 @@ def prepare_slot(replication: ReplicationConnection, books: Bookkeeping, slot_na
     """
     system = replication.identify()
     slot = books.slot_state()
-    if slot is not None and (slot.plugin != "pgoutput" or slot.database != books.connection.info.dbname):
-        raise SetupRequired(
-            f"replication slot {slot_name!r} is of plugin {slot.plugin!r} in database {slot.database!r}, not of"
-            f" pgoutput in {books.connection.info.dbname!r}: set another CONNECTOR_SLOT_NAME, or drop it"
-        )
+    if slot is not None:
+        require_ours(slot, books, slot_name)
     progress = books.read_progress()
     judgement = judge(slot, progress, system.identifier)
     if judgement.remedy is Remedy.KEEP:
@@ -94,3 +91,16 @@ def prepare_slot(replication: ReplicationConnection, books: Bookkeeping, slot_na
         books.catch_up_done()
         return Judgement(judgement.remedy, None)
     return judgement
+
+
+def require_ours(slot: SlotState, books: Bookkeeping, slot_name: str) -> None:
+    """Make sure that a slot is of the kind and the database that the reader reads.
+
+    Raises:
+        SetupRequired: it is not.
+    """
+    if slot.plugin != "pgoutput" or slot.database != books.connection.info.dbname:
+        raise SetupRequired(
+            f"replication slot {slot_name!r} is of plugin {slot.plugin!r} in database {slot.database!r}, not of"
+            f" pgoutput in {books.connection.info.dbname!r}: set another CONNECTOR_SLOT_NAME, or drop it"
+        )

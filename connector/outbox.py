@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -71,6 +72,19 @@ class OutboxRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a payload that is nested too deep, or holds a number too long, to be read; `why` tells which."""
+
+    why: str
+
+
+# The beginning of a value as `encode_envelope` writes it.
+_OPENING = re.compile(
+    rb'\{"outbox_id":([1-9]\d{0,18}),"biz_type":("(?:[^"\\]|\\.)*"),"attempt":(-?\d{1,10}),"payload":[\[{]'
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """The value of a Kafka message, decoded. `attempt` is the row's `retry_count` when it was published."""
 
@@ -109,8 +123,10 @@ def decode_envelope(value: bytes | None) -> Envelope:
         raise EnvelopeError("the value is empty (a tombstone)")
     try:
         document = json.loads(value)
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise EnvelopeError(f"the value is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        return _unreadable(value, error)
     if not isinstance(document, dict):
         raise EnvelopeError(f"the value is a JSON {type(document).__name__}, not an object")
     outbox_id = document.get("outbox_id")
@@ -120,9 +136,18 @@ def decode_envelope(value: bytes | None) -> Envelope:
     if not isinstance(biz_type, str):
         raise EnvelopeError("`biz_type` is not a string")
     attempt = document.get("attempt", 0)
-    if type(attempt) is not int or not 0 <= attempt < 1 << 31:
-        raise EnvelopeError("`attempt` is not a non-negative integer")
+    if type(attempt) is not int or not -1 << 31 <= attempt < 1 << 31:
+        raise EnvelopeError("`attempt` is not an integer of 32 bits")
     return Envelope(outbox_id, biz_type, attempt, document.get("payload"))
+
+
+def _unreadable(value: bytes, error: Exception) -> Envelope:
+    """Return what can be told of a value of our own making whose payload is beyond what Python can read."""
+    opening = _OPENING.match(value)
+    if opening is None or not value.endswith(b"}"):
+        raise EnvelopeError(f"the value is not JSON: {error}") from None
+    outbox_id, biz_type, attempt = opening.groups()
+    return Envelope(int(outbox_id), json.loads(biz_type), int(attempt), Unreadable(str(error)))
 
 
 def decode_headers(headers: bytes) -> list[tuple[str, str | bytes | None]]:
@@ -131,10 +156,14 @@ def decode_headers(headers: bytes) -> list[tuple[str, str | bytes | None]]:
     A value that is no string is carried as its JSON text, and null as an empty value, so that odd headers never stop
     a message.
     """
-    document = json.loads(headers)
-    if not isinstance(document, dict):
-        return []
-    return [(name, _header_value(value)) for name, value in document.items()]
+    try:
+        # Numbers stay the text they are: Python has limits to their size that JSON has not.
+        document = json.loads(headers, parse_int=str, parse_float=str)
+        if not isinstance(document, dict):
+            return []
+        return [(name, _header_value(value)) for name, value in document.items()]
+    except (ValueError, RecursionError):
+        return [("headers", headers)]
 
 
 def _header_value(value: object) -> bytes:

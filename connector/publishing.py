@@ -169,6 +169,8 @@ class Publishing:
     def refused(self, lot: Lot, error: KafkaError, attempt: Failure, topic: str, size: int) -> None:
         """Decide what a refused message means: its row's failure, or the producer's."""
         self._metrics.publish_failures.inc()
+        if self._broken is not None:
+            return
         fate = fate_of(error)
         if fate is Fate.TOO_LARGE:
             limit = self._limit(topic, size)

@@ -21,7 +21,6 @@ from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka import Kafka, Reachability
 from connector.ledger import Ledger, Lot
 from connector.observability.logs import get_logger
-from connector.outbox import OutboxRow
 from connector.publishing import PublisherBroken, Publishing, Shipment
 from connector.replication import FEEDBACK_SECONDS, ReplicationConnection, StreamEnded
 from connector.store.bookkeeping import Bookkeeping, Settled
@@ -37,8 +36,9 @@ if TYPE_CHECKING:
 MOST_UNMARKED: Final = 100_000
 
 _DUE_AT_ONCE = 250
-_CATCH_UP_BATCH = 500
+_CATCH_UP_BATCH = 100
 _START_PAUSE = 0.1
+_LAST_DRAIN_SECONDS = 2.0
 _CHECK_SECONDS = 2.0
 _CHECK_SECONDS_WHEN_IDLE = 10.0
 _LONGEST_WAIT = 0.5
@@ -159,11 +159,13 @@ class Reader:
                 self._interrupted(error, deadline)
                 # A stream that ended says nothing about how the next attempt will go.
                 pause = 0.2 if isinstance(error, StreamEnded) else _longer(pause)
-        self._bookkeeper.drain(self._options.shutdown_seconds)
+        self._bookkeeper.drain(_LAST_DRAIN_SECONDS)
         self._bookkeeper.close()
 
     def _interrupted(self, error: StreamEnded | psycopg.Error | SetupRequired, deadline: float) -> None:
         problem = describe(error) if isinstance(error, psycopg.Error) else str(error)
+        if isinstance(error, psycopg.errors.UndefinedTable):
+            error = SetupRequired(f"{problem}: run `outbox-connector setup`")
         self._health.ready("reader", problem)
         _log.warning("reader_interrupted", error=problem, sqlstate=getattr(error, "sqlstate", None))
         if self._ready_once or time.monotonic() < deadline:
@@ -394,11 +396,12 @@ class Reader:
 
     def _publish_due(self) -> None:
         due = self._bookkeeper.due
-        rows: list[OutboxRow] = []
-        while due and len(rows) < _DUE_AT_ONCE:
-            rows.append(due.popleft())
-        if rows:
-            self._publishing.publish(rows, due=True)
+        if not due:
+            return
+        shipment = Shipment(self._publishing, due=True)
+        while due and len(shipment.lot.fences) < _DUE_AT_ONCE and self._publishing.has_room:
+            shipment.add(due.popleft())
+        shipment.close()
 
     def _report_readiness(self) -> None:
         oldest = next(iter(self._stream.ledger), None)

@@ -17,7 +17,7 @@ from connector.errors import EnvelopeError, PayloadError, ServiceUnavailable
 from connector.handlers import Handler
 from connector.kafka import DeadLetters, DeadLetterUndelivered, Kafka, Message, Reachability, Subscription
 from connector.observability.logs import get_logger
-from connector.outbox import Failure, decode_envelope
+from connector.outbox import Failure, Unreadable, decode_envelope
 from connector.store.connections import connect, describe, is_alive, is_conflict, is_pooler_trouble
 from connector.store.queries import Tables
 from connector.store.settlement import HELD, STORED, Item, NotVisibleYet, Result, Settlement
@@ -313,6 +313,8 @@ class Sink:
 
 
 def _values(handler: Handler, payload: object) -> Sequence[object]:
+    if isinstance(payload, Unreadable):
+        raise PayloadError(f"payload: cannot be read: {payload.why}")
     values = handler.parse(payload)
     if len(values) != len(handler.columns):
         raise TypeError(f"{len(values)} values for {len(handler.columns)} columns")

@@ -40,3 +40,5 @@ class Publisher:
     def abandon(self) -> None:
         """Throw away what is not delivered. None of it was confirmed, so all of it will be read again."""
         self.producer.purge(in_queue=True, in_flight=True, blocking=True)
+        while self.producer.poll(0):
+            pass  # reports of what was thrown away, which hold on to it

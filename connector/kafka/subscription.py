@@ -47,6 +47,8 @@ class Subscription:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_unassign(partitions)
         self.assigned = (self.assigned or set()) - {(p.topic, p.partition) for p in partitions}
+        # Their next owner, be it us again, reads them anew, together with what the batch at hand loses.
+        self._kept = [message for message in self._kept if self.owns(message)]
         _log.info("partitions_revoked", gone=len(partitions), all=len(self.assigned))
 
     def take(self, most: int, seconds: float) -> list[Message]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import psycopg
 
-from connector.catch_up import prepare_slot
+from connector.catch_up import prepare_slot, require_ours
 from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka import Kafka, KafkaException
 from connector.replication import ReplicationConnection, StreamEnded
@@ -66,7 +66,9 @@ def _database(options: SetupOptions, deadline: float, say: Callable[[str], None]
     connection = _before(
         deadline,
         "PostgreSQL",
-        lambda: connect(options.database_url, name="outbox-connector setup", lock_seconds=60, prepare=False),
+        lambda: connect(
+            options.database_url, name="outbox-connector setup", statement_seconds=0, lock_seconds=60, prepare=False
+        ),
     )
     with connection:
         applied = migrate(connection, options.tables)
@@ -109,7 +111,9 @@ def _start_reader_anew(books: Bookkeeping, say: Callable[[str], None]) -> None:
 
 
 def _slot(options: SetupOptions, deadline: float, books: Bookkeeping, say: Callable[[str], None]) -> None:
-    if books.slot_state() is not None:
+    slot = books.slot_state()
+    if slot is not None:
+        require_ours(slot, books, options.slot_name)
         say(f"slot {options.slot_name}: there")
         return
     replication = _before(deadline, "PostgreSQL", lambda: ReplicationConnection.open(options.replication_url))

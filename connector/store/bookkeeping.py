@@ -16,6 +16,9 @@ from connector.store.queries import Tables
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+_INFINITY = (1 << 63) - 1
+_LONGEST_HINT_SECONDS = 86_400.0
+
 
 class Settled(NamedTuple):
     """What became of a failed row: its status now, and the seconds until its next attempt."""
@@ -73,7 +76,7 @@ def wake_reader(connection: Connection, tables: Tables, due_in: float) -> None:
     """Tell the reader, with the commit of the caller's transaction, that something falls due in so many seconds."""
     connection.execute(
         tables.query("sink", "wake_reader"),
-        {"prefix": WAKE_PREFIX, "milliseconds": str(max(0, round(due_in * 1000)))},
+        {"prefix": WAKE_PREFIX, "milliseconds": str(max(0, round(min(due_in, _LONGEST_HINT_SECONDS) * 1000)))},
     )
 
 
@@ -91,6 +94,8 @@ class Bookkeeping:
 
     def mark_published(self, fences: Sequence[Fence]) -> int:
         """Mark acknowledged rows, where nothing has changed them; return how many were marked."""
+        # A row whose times are infinite is left to the sink: there is no telling whether it has changed.
+        fences = [f for f in fences if f.updated_at < _INFINITY and abs(f.next_retry_at or 0) < _INFINITY]
         if not fences:
             return 0
         ids, retry_counts, updated_ats, next_retry_ats = zip(*fences, strict=True)

@@ -27,8 +27,13 @@ _SESSION: Final = sql.SQL(
 
 _ROW_FAULTS: Final = frozenset(
     {
+        "21",  # cardinality: two messages of one batch meant the same row
         "22",  # data exception: out of range, too long, a character that cannot be stored
         "23",  # constraint violation
+        "27",  # triggered data change
+        "2F",  # SQL routine
+        "38",  # external routine
+        "39",  # external routine invocation
         "44",  # with check option
         "54",  # program limit: a value too large for its index
         "P0",  # a trigger raised

@@ -35,6 +35,7 @@ select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(
        (extract(epoch from o.next_retry_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint
   from {outbox} as o
  where o.status = 'pending' and o.next_retry_at is not null and o.next_retry_at <= statement_timestamp()
+   and o.next_retry_at > '-infinity' and isfinite(o.updated_at)
  order by o.next_retry_at, o.id
  limit %(limit)s;
 
@@ -43,6 +44,7 @@ select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(
 select extract(epoch from o.next_retry_at - statement_timestamp())::double precision
   from {outbox} as o
  where o.status = 'pending' and o.next_retry_at is not null
+   and o.next_retry_at > '-infinity' and o.next_retry_at < 'infinity'
  order by o.next_retry_at, o.id
  limit 1;
 
@@ -54,6 +56,7 @@ select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(
        null::bigint
   from {outbox} as o
  where o.status = 'pending' and o.next_retry_at is null
+   and isfinite(o.updated_at)
    and o.updated_at < statement_timestamp() - %(quiet_seconds)s * interval '1 second'
  order by o.id
  limit %(limit)s;

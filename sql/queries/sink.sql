@@ -89,7 +89,8 @@ held_back as (
     update {outbox} as o
        set status = 'pending',
            -- One due time for all of a key, among which the reader then takes the lower id first.
-           next_retry_at = greatest(h.due, statement_timestamp() + interval '1 second'),
+           next_retry_at = least(greatest(h.due, statement_timestamp() + interval '1 second'),
+                                 statement_timestamp() + interval '1 day'),
            updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
       from held as h
      where o.id = h.id
@@ -102,7 +103,7 @@ select i.outbox_id,
            when l.status in ('pending', 'published') then 'stored'
            else l.status
        end,
-       extract(epoch from clock_timestamp() - l.created_at)::double precision,
+       case when isfinite(l.created_at) then extract(epoch from clock_timestamp() - l.created_at)::double precision end,
        extract(epoch from h.next_retry_at - clock_timestamp())::double precision
   from incoming as i
   left join locked as l on l.id = i.outbox_id
@@ -123,12 +124,12 @@ standing as materialized (
        for update of o
 )
 update {outbox} as o
-   set retry_count = o.retry_count + 1,
-       status = case when o.retry_count + 1 >= o.max_retry then 'dead' else 'pending' end,
+   set retry_count = least(o.retry_count::bigint + 1, 2147483647),
+       status = case when o.retry_count::bigint + 1 >= o.max_retry then 'dead' else 'pending' end,
        next_retry_at = case
-           when o.retry_count + 1 >= o.max_retry then null
+           when o.retry_count::bigint + 1 >= o.max_retry then null
            else clock_timestamp() + interval '1 second'
-                * (%(delays)s::integer[])[greatest(1, least(o.retry_count + 1, cardinality(%(delays)s::integer[])))]
+                * (%(delays)s::integer[])[greatest(1, least(o.retry_count::bigint + 1, cardinality(%(delays)s::integer[])))]
        end,
        last_error = standing.error,
        updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
