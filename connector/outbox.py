@@ -80,7 +80,7 @@ class Unreadable:
 
 # The beginning of a value as `encode_envelope` writes it.
 _OPENING = re.compile(
-    rb'\{"outbox_id":([1-9]\d{0,18}),"biz_type":("(?:[^"\\]|\\.)*"),"attempt":(-?\d{1,10}),"payload":[\[{]'
+    rb'\{"outbox_id":([1-9]\d{0,18}),"biz_type":("(?:[^"\\]|\\.)*"),"attempt":(\d{1,10}),"payload":[\[{]'
 )
 
 
@@ -105,7 +105,7 @@ def encode_envelope(row: OutboxRow) -> bytes:
     return b'{"outbox_id":%d%b%d,"payload":%b}' % (
         fence.outbox_id,
         _opening(row.biz_type),
-        fence.retry_count,
+        max(0, fence.retry_count),  # whatever somebody has set it to by hand
         row.payload,
     )
 
@@ -136,8 +136,8 @@ def decode_envelope(value: bytes | None) -> Envelope:
     if not isinstance(biz_type, str):
         raise EnvelopeError("`biz_type` is not a string")
     attempt = document.get("attempt", 0)
-    if type(attempt) is not int or not -1 << 31 <= attempt < 1 << 31:
-        raise EnvelopeError("`attempt` is not an integer of 32 bits")
+    if type(attempt) is not int or not 0 <= attempt < 1 << 31:
+        raise EnvelopeError("`attempt` is not a non-negative integer")
     return Envelope(outbox_id, biz_type, attempt, document.get("payload"))
 
 
