@@ -16,6 +16,7 @@ from connector.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from connector.kafka import Kafka
+    from connector.observability.health import Health
     from connector.observability.metrics import Metrics
     from connector.ops.doctor import DoctorOptions
     from connector.ops.setup import SetupOptions
@@ -331,12 +332,12 @@ def _gauges(settings: Settings, metrics: Metrics) -> Gauges:
     return gauges
 
 
-def _serve(settings: Settings, loop: _Loop, metrics: Metrics, health: object) -> int:
+def _serve(settings: Settings, loop: _Loop, metrics: Metrics, health: Health) -> int:
     """Run a loop with its HTTP endpoints until it ends or a signal asks it to."""
     from connector.observability.http import HttpServer
 
     log = get_logger("cli")
-    http = HttpServer(settings.http_port, health, metrics)  # type: ignore[arg-type]
+    http = HttpServer(settings.http_port, health, metrics)
     on_signal = _stopper(loop.stop, settings.shutdown_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
