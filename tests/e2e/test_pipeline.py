@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -35,16 +36,40 @@ def prepare(database: Database, connector: Start) -> None:
         )
 
 
-def enqueue(database: Database, topic: str, messages: int) -> None:
+def enqueue(database: Database, topic: str, messages: int, pace: Pace) -> None:
     """Enqueue messages round-robin over the conversations, some to a transaction, on one connection."""
     with psycopg.connect(database.url) as connection:
         outbox = Outbox(connection)
         for first in range(0, messages, PER_TRANSACTION):
+            pace.await_leave(first)
             for number in range(first, min(first + PER_TRANSACTION, messages)):
                 chat = f"chat-{number % CONVERSATIONS}"
                 payload = {"user_id": number, "chat_id": chat, "message_content": f"message {number}", "role": "user"}
                 outbox.create_chat_history_message(topic, chat, payload)
             connection.commit()
+
+
+class Pace:
+    """How far the enqueuing may go: however fast the pipeline is, work is left for every kill to interrupt."""
+
+    def __init__(self, messages: int) -> None:
+        self._changed = threading.Condition()
+        self._leave = messages
+
+    def allow(self, messages: int) -> None:
+        """Let it go as far as this many messages."""
+        with self._changed:
+            self._leave = messages
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let it go to its end."""
+        self.allow(sys.maxsize)
+
+    def await_leave(self, number: int) -> None:
+        """Wait until the message of this number may be enqueued."""
+        with self._changed:
+            self._changed.wait_for(lambda: number < self._leave)
 
 
 def counts(connection: psycopg.Connection[Any]) -> dict[str, int]:
@@ -121,9 +146,8 @@ def let_late_conversations_begin(connection: psycopg.Connection[Any]) -> None:
     connection.execute("insert into agent_chats select 'chat-' || n from generate_series(0, %s) n", [LATE - 1])
 
 
-def await_progress(connection: psycopg.Connection[Any]) -> None:
-    """Wait until more messages are consumed than at the call."""
-    before = counts(connection).get("consumed", 0)
+def await_progress(connection: psycopg.Connection[Any], before: int) -> None:
+    """Wait until more messages are consumed than before."""
     eventually(lambda: counts(connection).get("consumed", 0) > before, within=60, what="progress")
 
 
@@ -150,10 +174,17 @@ def test_every_message_is_stored_once_and_in_order(
     # A pod's name makes its membership static: started again it has its partitions back at once.
     sink = Supervised(lambda: connector("sink", CONNECTOR_POD_NAME="sink-0"))
     rng = random.Random(20_261_124)
-    with database.connect() as connection, in_background(lambda: enqueue(database, topic, messages)):
+    pace = Pace(0 if kills else messages)
+    with (
+        database.connect() as connection,
+        in_background(lambda: enqueue(database, topic, messages, pace)),
+        closing(pace),
+    ):
         for round_ in range(kills):
             # Each kill waits for progress, so that every one of them interrupts work.
-            await_progress(connection)
+            before = counts(connection).get("consumed", 0)
+            pace.allow(messages * (round_ + 1) // kills)
+            await_progress(connection, before)
             wait_until(rng.uniform(0, 0.4), reader, sink)
             reader.kill()
             wait_until(rng.uniform(0, 0.8), reader, sink)
