@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import psycopg
 
+from connector.failpoints import Point, reach
 from connector.ledger import Lot
 from connector.observability.logs import get_logger
 from connector.outbox import Fence, OutboxRow
@@ -231,6 +232,7 @@ class Bookkeeper(threading.Thread):
         if self._target_lsn > self.recorded_lsn and (self._draining or now >= self._recorded_at + _PROGRESS_SECONDS):
             target = self._target_lsn
             books.record_progress(target)
+            reach(Point.LSN_RECORDED)
             self.recorded_lsn = target
             self._recorded_at = now
             self._wake()
@@ -253,6 +255,7 @@ class Bookkeeper(threading.Thread):
                 with self._condition:
                     self._condition.wait(_UNSEEN_PAUSE)
                 continue
+            reach(Point.FAILURES_WRITTEN)
             with self._condition:
                 self._failed.popleft()
                 lot.written = True
@@ -262,6 +265,7 @@ class Bookkeeper(threading.Thread):
         """Mark due rows before they can be looked for again."""
         for lot in lots:
             books.mark_published(_acknowledged(lot))
+            reach(Point.RETRY_MARKED)
             with self._condition:
                 self._due_answered.popleft()
                 self._unmarked -= len(lot.fences)
@@ -284,6 +288,7 @@ class Bookkeeper(threading.Thread):
             if not lots:
                 return
             books.mark_published(fences)
+            reach(Point.ROWS_MARKED)
             with self._condition:
                 for _ in range(lots):
                     self._marks.popleft()
@@ -308,6 +313,7 @@ class Bookkeeper(threading.Thread):
             if rows:
                 _log.info("overlooked_rows_found", rows=len(rows), first_outbox_id=rows[0].fence.outbox_id)
         if rows:
+            reach(Point.RETRY_PICKED)
             with self._condition:
                 if not self._serving:
                     return

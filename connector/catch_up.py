@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from connector.errors import SetupRequired
+from connector.failpoints import Point, reach
 from connector.lsn import format_lsn
 from connector.store.bookkeeping import Bookkeeping, Progress, SlotState
 
@@ -79,14 +80,18 @@ def prepare_slot(replication: ReplicationConnection, books: Bookkeeping, slot_na
         already = progress is not None and progress.catch_up_owed and slot.confirmed_lsn <= progress.confirmed_lsn
         if judgement.owed is not None and not already:
             books.owe_catch_up(system.identifier, slot.confirmed_lsn, books.highest_pending_id(), judgement.owed)
+            reach(Point.CATCH_UP_OWED)
         return judgement
     assert judgement.owed is not None
     books.owe_catch_up(system.identifier, 0, None, judgement.owed)
+    reach(Point.CATCH_UP_OWED)
     if judgement.remedy is Remedy.REPLACE:
         books.drop_slot()
     lsn, snapshot = replication.create_slot(slot_name)
+    reach(Point.SLOT_MADE)
     through = books.highest_pending_id(snapshot)
     books.owe_catch_up(system.identifier, lsn, through, judgement.owed)
+    reach(Point.SLOT_RECORDED)
     if through is None:
         books.catch_up_done()
         return Judgement(judgement.remedy, None)

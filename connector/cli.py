@@ -101,6 +101,16 @@ def _settings(needs: frozenset[str]) -> Settings:
     return settings
 
 
+def _arm_failpoints(settings: Settings) -> None:
+    if not settings.failpoints:
+        return
+    from connector.failpoints import arm
+
+    log = get_logger("failpoints")
+    log.warning("failpoints_armed", points=list(settings.failpoints))
+    arm(settings.failpoints, lambda point, action: log.warning("failpoint_reached", point=point, action=action))
+
+
 def _tables(settings: Settings) -> Tables:
     from connector.store.queries import Tables
 
@@ -251,6 +261,7 @@ def _reader(_: argparse.Namespace) -> int:
     from connector.reader import Reader, ReaderOptions
 
     settings = _settings(_BOTH)
+    _arm_failpoints(settings)
     metrics, health = ReaderMetrics(), Health()
     reader = Reader(
         ReaderOptions(
@@ -288,6 +299,7 @@ def _sink(_: argparse.Namespace) -> int:
     from connector.sink import Sink, SinkOptions
 
     settings = _settings(_BOTH)
+    _arm_failpoints(settings)
     metrics, health = SinkMetrics(), Health()
     sink = Sink(
         SinkOptions(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from connector.failpoints import Point, armed, reach
 from connector.kafka import (
     LARGEST_MESSAGE,
     Fate,
@@ -150,6 +151,8 @@ class Publishing:
                 self.refused(shipment.lot, error.args[0], attempt, row.topic, len(value) + len(row.key))
                 return
             else:
+                if armed:
+                    reach(Point.ROW_PRODUCED)
                 return
 
     def answered(self, shipment: Shipment) -> None:
@@ -157,6 +160,7 @@ class Publishing:
         if self._broken is not None:
             # One of its messages may be among those that failed for no fault of theirs: it must not be marked.
             return
+        reach(Point.ROWS_ACKNOWLEDGED)
         lot = shipment.lot
         self._bytes_in_flight -= lot.bytes
         waited = time.monotonic() - lot.opened_at

@@ -18,6 +18,7 @@ import psycopg
 from connector.bookkeeper import Bookkeeper
 from connector.catch_up import Judgement, Remedy, prepare_slot
 from connector.errors import ServiceUnavailable, SetupRequired
+from connector.failpoints import Point, reach
 from connector.kafka import Kafka, Reachability
 from connector.ledger import Ledger, Lot
 from connector.observability.logs import get_logger
@@ -211,6 +212,7 @@ class Reader:
                 self._system = replication.identify().identifier
                 self._metrics.leader.set(1)
                 _log.info("leadership_taken", slot=self._options.slot_name)
+                reach(Point.LEADERSHIP_TAKEN)
                 while not self._stopping and self._lead_once(replication, books):
                     pass
         finally:
@@ -306,6 +308,7 @@ class Reader:
                 if now >= next_feedback or confirmable > confirmed or stream.reply_requested:
                     confirmed = max(confirmed, confirmable)
                     replication.confirm(stream.received_lsn, confirmed)
+                    reach(Point.LSN_CONFIRMED)
                     stream.reply_requested = False
                     next_feedback = now + FEEDBACK_SECONDS
                     self._report_readiness()
@@ -402,6 +405,7 @@ class Reader:
         while due and len(shipment.lot.fences) < _DUE_AT_ONCE and self._publishing.has_room:
             shipment.add(due.popleft())
         shipment.close()
+        reach(Point.RETRY_PRODUCED)
 
     def _report_readiness(self) -> None:
         oldest = next(iter(self._stream.ledger), None)
@@ -453,6 +457,7 @@ class Reader:
                 for rows in table.catch_up_rows(progress.catch_up_through, _CATCH_UP_BATCH):
                     sent.append(self._publishing.publish(rows, due=False))
                     rows_sent += len(rows)
+                    reach(Point.CATCH_UP_HALF_WAY)
                     self._tend(replication, books)
                     while not self._has_room():
                         self._tend(replication, books)
@@ -466,9 +471,11 @@ class Reader:
                 if self._stopping:
                     return False
             self._turn(0)  # raises if a message failed for no fault of its own
+            reach(Point.CATCH_UP_ACKNOWLEDGED)
             now_owed = books.read_progress()
             if now_owed == progress:
                 books.catch_up_done()
+                reach(Point.CATCH_UP_DONE)
                 _log.info("catch_up_done", rows=rows_sent)
                 return True
             # The slot was given up once more meanwhile: what was written since then is owed as well.
@@ -513,6 +520,7 @@ class Reader:
     def _owe_all(self, books: Bookkeeping, reason: str) -> None:
         """Write down that the table must be asked for everything, before the slot is given up."""
         books.owe_catch_up(self._system, 0, None, reason)
+        reach(Point.SLOT_OWED)
 
     def _drop_slot(self, books: Bookkeeping, reason: str) -> None:
         """Drop the slot with all that it pins; the next look at it makes it anew.
@@ -521,6 +529,7 @@ class Reader:
         """
         books.drop_slot()
         _log.warning("slot_given_up", slot=self._options.slot_name, reason=reason)
+        reach(Point.SLOT_DROPPED)
 
 
 def _longer(pause: float) -> float:

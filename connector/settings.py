@@ -20,6 +20,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from connector.errors import ConfigurationError
+from connector.failpoints import Failpoint, Point
+from connector.failpoints import parse as parse_failpoints
 from connector.outbox import Table
 
 _PREFIX = "CONNECTOR_"
@@ -294,6 +296,10 @@ class Settings(BaseSettings):
     )
     log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = _setting(
         "json", "`json`, one object a line on stderr, or `console` for people", "json or console"
+    )
+    # For tests, and so not in the README's table.
+    failpoints: Annotated[dict[Point, Failpoint], _from_text(parse_failpoints)] = _setting(
+        {}, "", "name=kill, name=raise or name=delay:seconds, comma-separated, with a name of connector/failpoints.py"
     )
     # libpq reads PGPASSWORD by itself; it is here only so that `secrets` knows it.
     libpq_password: str = Field(default="", repr=False)

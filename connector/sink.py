@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from connector.errors import EnvelopeError, PayloadError, ServiceUnavailable
+from connector.failpoints import Point, reach
 from connector.handlers import Handler
 from connector.kafka import DeadLetters, DeadLetterUndelivered, Kafka, Message, Reachability, Subscription
 from connector.observability.logs import get_logger
@@ -111,6 +112,7 @@ class Sink:
                 self._report_readiness()
                 messages = self._subscription.take(BATCH_ROWS, _POLL_SECONDS)
                 if messages:
+                    reach(Point.BATCH_CONSUMED)
                     self._settle(messages)
                 else:
                     self._look_at_database()
@@ -188,6 +190,8 @@ class Sink:
                 # Each letter once, however often the database keeps the batch waiting.
                 self._letters.send([letter for letter in batch.letters if id(letter[0]) not in posted])
                 posted.update(id(message) for message, _ in batch.letters)
+                if batch.letters:
+                    reach(Point.DEAD_LETTER_SENT)
                 result = self._connected().settle(batch.items, batch.unparsed)
                 break
             except (psycopg.Error, DeadLetterUndelivered, NotVisibleYet) as error:
@@ -211,8 +215,10 @@ class Sink:
         self._subscription.resume()
         if not messages:
             return
+        reach(Point.BATCH_COMMITTED)
         self._count(result, batch)
         self._subscription.store(messages)
+        reach(Point.OFFSET_STORED)
 
     def _pause(self, messages: list[Message], seconds: float) -> list[Message]:
         """Stay a member of the group for a while without taking more; return what is still ours of the batch."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from connector.errors import ProtocolError
+from connector.failpoints import Point, armed, reach
 from connector.ledger import Ledger
 from connector.outbox import WAKE_PREFIX, Table
 from connector.publishing import Publishing, Shipment
@@ -121,6 +122,8 @@ class Stream:
         if decoder is None:
             return
         row = decoder(message.values)
+        if armed:
+            reach(Point.ROW_READ)
         if row.fence.next_retry_at is not None:
             # Enqueued for later: the table holds it until then. Not before its transaction is seen by all, though.
             due_in = (row.fence.next_retry_at - send_time) / 1_000_000

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from connector.errors import ConfigurationError
@@ -108,8 +108,16 @@ class Kafka(NamedTuple):
         configuration["error_cb"] = on_error
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_PRODUCER_*", Producer, configuration)
 
-    def consumer(self, group_id: str, instance_id: str | None, on_error: Callable[[KafkaError], None]) -> Consumer:
+    def consumer(
+        self,
+        group_id: str,
+        instance_id: str | None,
+        on_error: Callable[[KafkaError], None],
+        on_commit: Callable[[KafkaError | None, list[TopicPartition]], None],
+    ) -> Consumer:
         """Make a consumer of a group; `instance_id` makes its membership static.
+
+        `on_commit` hears of offsets that were committed, or could not be, from within `poll`.
 
         Raises:
             ConfigurationError: librdkafka refuses an option.
@@ -118,7 +126,7 @@ class Kafka(NamedTuple):
         if instance_id:
             own["group.instance.id"] = instance_id
         configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
-        configuration["error_cb"] = on_error
+        configuration.update(error_cb=on_error, on_commit=on_commit)
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
 
     def admin(self) -> Admin:
@@ -139,7 +147,7 @@ class Kafka(NamedTuple):
             ConfigurationError: librdkafka refuses an option.
         """
         self.producer(lambda _error: None)
-        self.consumer(group_id, instance_id, lambda _error: None).close()
+        self.consumer(group_id, instance_id, lambda _error: None, lambda _error, _places: None).close()
 
 
 def _made(variables: str, client: Callable[[dict[str, Any]], T], configuration: dict[str, Any]) -> T:

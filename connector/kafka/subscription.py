@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connector.errors import ServiceUnavailable
+from connector.failpoints import Point, reach
 from connector.kafka.clients import Kafka
 from connector.observability.logs import get_logger
 
@@ -25,7 +26,7 @@ class Subscription:
         on_error: Callable[[KafkaError], None],
     ) -> None:
         """Subscribe; `assigned` is None until the group has answered."""
-        self._consumer: Consumer = kafka.consumer(group_id, instance_id, on_error)
+        self._consumer: Consumer = kafka.consumer(group_id, instance_id, on_error, _on_commit)
         self._on_error = on_error
         self._paused = False
         self._kept: list[Message] = []
@@ -114,3 +115,8 @@ class Subscription:
     def close(self) -> None:
         """Commit what is stored and leave the group (a static member keeps its place for a while)."""
         self._consumer.close()
+
+
+def _on_commit(error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
+    if error is None:
+        reach(Point.OFFSET_COMMITTED)

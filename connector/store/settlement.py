@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import psycopg
 from psycopg import errors, sql
 
+from connector.failpoints import Point, reach
 from connector.outbox import Failure
 from connector.store.bookkeeping import Connection, Settled, settle_failures, wake_reader
 from connector.store.connections import describe, is_row_fault
@@ -162,6 +163,7 @@ class Settlement:
             due = [seconds for seconds in waits if seconds is not None]
             if due:
                 wake_reader(self.connection, self._tables, min(due))
+            reach(Point.STATEMENT_RUN)
         return result
 
     def _store(self, group: Sequence[Item]) -> list[Outcome]:
