@@ -281,13 +281,13 @@ def _reader(_: argparse.Namespace) -> int:
     )
     gauges = _gauges(settings, metrics)
 
-    def slot() -> None:
-        state = gauges.slot()
-        if state is not None:
-            metrics.replication_lag_bytes.set(state.lag)
-            metrics.slot_retained_wal_bytes.set(state.retained)
-
-    metrics.on_scrape(slot, metrics.replication_lag_bytes, metrics.slot_retained_wal_bytes)
+    metrics.wal_budget_bytes.set(settings.wal_budget)
+    metrics.on_scrape(
+        lambda: metrics.show_slot(*(gauges.slot() or (None, None, None))),
+        metrics.replication_lag_bytes,
+        metrics.slot_retained_wal_bytes,
+        metrics.slot_wal_status,
+    )
     health.ready("reader", "starting")
     return _serve(settings, reader, metrics, health)
 
@@ -338,7 +338,8 @@ def _gauges(settings: Settings, metrics: Metrics) -> Gauges:
         counts, _ = gauges.rows_by_status()
         for status, rows in counts.items():
             metrics.outbox_rows.labels(status=status).set(rows)
-        metrics.oldest_unconsumed_age_seconds.set(gauges.oldest_unconsumed_age() or 0.0)
+        # A row whose `created_at` is ahead of the clock is not older than one that has just come.
+        metrics.oldest_unconsumed_age_seconds.set(max(0.0, gauges.oldest_unconsumed_age() or 0.0))
 
     metrics.on_scrape(backlog, metrics.outbox_rows, metrics.oldest_unconsumed_age_seconds)
     return gauges

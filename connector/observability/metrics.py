@@ -20,6 +20,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _NAMESPACE = "outbox_connector"
 _ACK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _END_TO_END_BUCKETS = (*_ACK_BUCKETS, 900.0, 3600.0, 14400.0, 86400.0)
+# Shown at 0 before they first happen: of a counter that begins at 1, Prometheus sees no increase.
+_DEAD_BY_READER = ("message_too_large", "topic_refused")
+_DEAD_BY_SINK = ("payload", "unknown_biz_type", "handler_failed", "refused_by_database")
+_SKIPPED = ("consumed", "dead", "duplicate", "stale", "already_stored", "missing")
+# PostgreSQL's own words (pg_replication_slots.wal_status), and what stands for no slot at all.
+_WAL_STATUSES = ("reserved", "extended", "unreserved", "lost", "missing")
 _BATCH_BUCKETS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0)
 
 _log = get_logger("metrics")
@@ -136,8 +142,22 @@ class ReaderMetrics(Metrics):
             "replication_lag_bytes", "WAL written by the server and not confirmed by the reader."
         )
         self.slot_retained_wal_bytes = self._scraped("slot_retained_wal_bytes", "WAL that the slot pins.")
+        self.slot_wal_status = self._gauge(
+            "slot_wal_status", "1 for what the server says of the slot's WAL, 0 for what it does not say.", ["status"]
+        )
+        self.wal_budget_bytes = self._scraped("wal_budget_bytes", "The most WAL that the slot may pin.")
         self.in_flight_messages = self._gauge("in_flight_messages", "Messages sent and not yet acknowledged.")
         self.leader = self._gauge("leader", "1 in the process that reads the slot, 0 in those that wait.")
+        for reason in _DEAD_BY_READER:
+            self.dead.labels(reason)
+        self.show_slot(None, None, None)
+
+    def show_slot(self, lag: float | None, retained: float | None, wal_status: str | None) -> None:
+        """Set the gauges of the slot, in bytes; what is None is not shown, and no `wal_status` hides them all."""
+        self.replication_lag_bytes.set(math.nan if lag is None else lag)
+        self.slot_retained_wal_bytes.set(math.nan if retained is None else retained)
+        for status in _WAL_STATUSES:
+            self.slot_wal_status.labels(status).set(math.nan if wal_status is None else status == wal_status)
 
 
 class SinkMetrics(Metrics):
@@ -155,6 +175,10 @@ class SinkMetrics(Metrics):
             "sink_batch_rows", "Messages in one database transaction.", _BATCH_BUCKETS
         )
         self.held_messages = self._scraped("held_messages", "Messages held back by an earlier one of their key.")
+        for reason in _DEAD_BY_SINK:
+            self.dead.labels(reason)
+        for reason in _SKIPPED:
+            self.skipped.labels(reason)
 
 
 class _Shown(CollectorRegistry):

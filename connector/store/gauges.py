@@ -18,11 +18,20 @@ COUNT_BOUND = 100_000
 """Rows of one status are counted up to this many; beyond it the number shown is this one."""
 
 
-class SlotGauges(NamedTuple):
-    """How far the slot is behind the server's WAL, and how much of it the slot pins, in bytes."""
+NO_SLOT = "missing"
+"""Stands where the server would say how a slot's WAL is, if there were a slot."""
 
-    lag: int
-    retained: int
+
+class SlotGauges(NamedTuple):
+    """How far the slot is behind the server's WAL, and how much of it the slot pins, in bytes.
+
+    `wal_status` is PostgreSQL's own: reserved, extended, unreserved or lost; or `NO_SLOT`. Without a slot, or without
+    WAL that it could still read, the sizes are None.
+    """
+
+    lag: int | None
+    retained: int | None
+    wal_status: str
 
 
 class Gauges:
@@ -79,6 +88,8 @@ class Gauges:
         return int(held)
 
     def slot(self) -> SlotGauges | None:
-        """Return the slot's lag and what it retains, or None where there is no slot or this server is a standby."""
-        rows = self._fetch("slot_gauges", slot=self._slot)
-        return None if not rows or rows[0][0] is None else SlotGauges(*rows[0])
+        """Return how the slot stands, or None where this server is a standby."""
+        ((standby, exists, wal_status, lag, retained),) = self._fetch("slot_gauges", slot=self._slot)
+        if standby:
+            return None
+        return SlotGauges(lag, retained, wal_status if exists else NO_SLOT)

@@ -42,7 +42,11 @@ select count(*)
          limit %(bound)s) as held;
 
 -- name: slot_gauges
-select case when pg_is_in_recovery() then null else pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint end,
-       case when pg_is_in_recovery() then null else pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint end
-  from pg_replication_slots as s
- where s.slot_name = %(slot)s;
+-- One row; the slot's columns are null where there is no such slot, and on a standby, which has no WAL of its own to pin.
+select server.standby,
+       s.slot_name is not null,
+       s.wal_status,
+       case when not server.standby then pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint end,
+       case when not server.standby then pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint end
+  from (select pg_is_in_recovery() as standby) as server
+  left join pg_replication_slots as s on s.slot_name = %(slot)s;

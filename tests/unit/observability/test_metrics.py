@@ -37,8 +37,8 @@ def set_everything(metrics: Metrics) -> None:
     metrics.oldest_unconsumed_age_seconds.set(1)
     metrics.dead.labels("unknown biz_type").inc()
     if isinstance(metrics, ReaderMetrics):
-        metrics.replication_lag_bytes.set(1)
-        metrics.slot_retained_wal_bytes.set(1)
+        metrics.wal_budget_bytes.set(1)
+        metrics.show_slot(1, 1, "reserved")
     if isinstance(metrics, SinkMetrics):
         metrics.held_messages.set(1)
         metrics.skipped.labels("terminal").inc()
@@ -54,6 +54,8 @@ def test_the_reader_shows_what_it_does() -> None:
         "commit_to_ack_seconds",
         "replication_lag_bytes",
         "slot_retained_wal_bytes",
+        "slot_wal_status",
+        "wal_budget_bytes",
         "in_flight_messages",
         "leader",
         "retries_scheduled_total",
@@ -117,6 +119,30 @@ def test_a_gauge_that_nobody_has_measured_is_not_shown() -> None:
     assert samples(metrics)["replication_lag_bytes"] == 0
     metrics.replication_lag_bytes.set(float("nan"))
     assert "replication_lag_bytes" not in names(metrics)
+
+
+def test_every_reason_is_on_the_page_before_it_first_happens() -> None:
+    """Of a counter that begins at 1, Prometheus sees no increase."""
+    reader, sink = samples(ReaderMetrics()), samples(SinkMetrics())
+    assert reader["dead_total{reason=topic_refused}"] == reader["dead_total{reason=message_too_large}"] == 0
+    assert sink["dead_total{reason=payload}"] == sink["skipped_total{reason=missing}"] == 0
+
+
+def test_one_of_the_slots_states_is_1() -> None:
+    """What the server says of the slot's WAL is a set of gauges; the sizes of a slot that is gone are not shown."""
+    metrics = ReaderMetrics()
+    assert not any(name.startswith("slot_") for name in names(metrics))
+    metrics.show_slot(5, 7, "extended")
+    shown = samples(metrics)
+    assert (shown["replication_lag_bytes"], shown["slot_retained_wal_bytes"]) == (5, 7)
+    states = {name: value for name, value in shown.items() if name.startswith("slot_wal_status")}
+    assert [name for name, value in states.items() if value == 1] == ["slot_wal_status{status=extended}"]
+    assert len(states) == 5
+    metrics.show_slot(None, None, "missing")
+    shown = samples(metrics)
+    assert shown["slot_wal_status{status=missing}"] == 1
+    assert shown["slot_wal_status{status=extended}"] == 0
+    assert "slot_retained_wal_bytes" not in shown
 
 
 def test_gauges_are_refreshed_by_each_scrape() -> None:
