@@ -228,28 +228,40 @@ def _status_options(settings: Settings) -> StatusOptions:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from connector.ops.status import Snapshot, Status, as_json, as_lines, watch
+    from connector.ops.status import Status, as_json, as_lines
 
-    status = Status(_status_options(_quiet_settings()))
-
-    def text_of(snapshot: Snapshot) -> str:
-        return as_json(snapshot) if arguments.json else "\n".join(as_lines(snapshot))
-
+    options = _status_options(_quiet_settings())
     if arguments.watch:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Also where it was started in the background, with SIGINT ignored.
-            signal.signal(number, signal.default_int_handler)
-        try:
-            watch(status, text_of, sys.stdout, arguments.interval, one_line=arguments.json)
-        except KeyboardInterrupt:
-            return DONE
-    snapshot = status.look()
-    _say(text_of(snapshot))
+        return _watch(options, arguments.interval, as_objects=arguments.json)
+    snapshot = Status(options).look()
+    _say(as_json(snapshot) if arguments.json else "\n".join(as_lines(snapshot)))
     if arguments.json:
         sys.stderr.writelines(f"outbox-connector: {problem}\n" for problem in snapshot.problems)
     if snapshot.service_away:
         return UNAVAILABLE
     return FAILED if snapshot.problems else DONE
+
+
+def _watch(options: StatusOptions, interval: float, *, as_objects: bool) -> int:
+    from connector.ops.flow import Flow, Look
+    from connector.ops.status import as_json
+    from connector.ops.terminal import as_picture, as_text, can_be_drawn_on, watch
+
+    flow = Flow(options)
+    drawn = not as_objects and can_be_drawn_on(sys.stdout)
+
+    def text_of(look: Look) -> str:
+        if as_objects:
+            return as_json(look.snapshot)
+        return as_picture(look, flow, interval) if drawn else as_text(look)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Also where it was started in the background, with SIGINT ignored.
+        signal.signal(number, signal.default_int_handler)
+    try:
+        watch(flow.look, text_of, sys.stdout, interval, drawn=drawn)
+    except KeyboardInterrupt:
+        return DONE
 
 
 # --- the two processes -----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
@@ -16,11 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from connector.demo.watch import Snapshot
+from connector.ops.rates import Rate
 
 _WIDEST: Final = 100
 _LINE_EVERY: Final = 1.0
-_RATE_OVER: Final = 1.5
-_SPARKS: Final = "▁▂▃▄▅▆▇█"
 _SPARKLINE: Final = 28
 _LABEL: Final = 10
 
@@ -32,32 +30,6 @@ class View(Protocol):
         """Show a snapshot; `last` says that no other follows."""
 
 
-class Rate:
-    """How fast a counter has been rising lately, a second."""
-
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, int]] = deque()
-        self.history: deque[float] = deque(maxlen=_SPARKLINE)
-
-    def add(self, moment: float, count: int) -> float:
-        """Note a count at a moment in seconds, and return the rate over the last second or two."""
-        if self._points and self._points[-1][0] < moment:
-            before, passed = self._points[-1][1], moment - self._points[-1][0]
-            self.history.append(max(0.0, (count - before) / passed))
-        self._points.append((moment, count))
-        while len(self._points) > 2 and self._points[1][0] < moment - _RATE_OVER:  # noqa: PLR2004 - two make a rate
-            self._points.popleft()
-        (then, before), passed = self._points[0], moment - self._points[0][0]
-        return max(0.0, (count - before) / passed) if then < moment else 0.0
-
-    def sparkline(self) -> str:
-        """Return the rates so far as a row of bars."""
-        top = max(self.history, default=0.0)
-        if top <= 0:
-            return ""
-        return "".join(_SPARKS[round(rate / top * (len(_SPARKS) - 1))] for rate in self.history)
-
-
 class Panels:
     """A panel that stays where it is and changes."""
 
@@ -65,7 +37,7 @@ class Panels:
         """Draw on `live`; `route` is what the messages pass."""
         self._live = live
         self._route = route
-        self._published, self._stored = Rate(), Rate()
+        self._published, self._stored = Rate(kept=_SPARKLINE), Rate(kept=_SPARKLINE)
 
     def show(self, snapshot: Snapshot, *, last: bool = False) -> None:
         """Redraw the panel."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final
 
 import psycopg
 
@@ -25,11 +23,6 @@ from connector.store.queries import Tables
 _EXACT_BELOW_BYTES: Final = 1 << 30
 _ANSWER_SECONDS: Final = 5
 _COUNTING_SECONDS: Final = 30
-
-# ECMA-48 control sequences.
-_HOME: Final = "\x1b[H"
-_REST_OF_LINE: Final = "\x1b[K"
-_REST_OF_SCREEN: Final = "\x1b[J"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +77,18 @@ class Snapshot:
     service_away: bool = False
 
 
+def is_away(error: psycopg.Error) -> bool:
+    """Tell whether the database did not answer at all."""
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
+
+
+def told(error: psycopg.Error) -> str:
+    """Return what PostgreSQL says, on one line, and what to do about it where that is known."""
+    missing = error.sqlstate in {"42P01", "3F000"}
+    reason = " ".join(describe(error).split())
+    return f"PostgreSQL: {reason}" + ("; run `outbox-connector setup`" if missing else "")
+
+
 class Status:
     """Takes snapshots, on connections that it keeps between them."""
 
@@ -96,7 +101,8 @@ class Status:
         self._options = options
         self._admin = options.kafka.admin()
         self._connection: Connection | None = None
-        self._gauges = Gauges(self._connected, options.tables, options.slot_name)
+        self.gauges = Gauges(self._connected, options.tables, options.slot_name)
+        """What else the database can be asked, on the same connection."""
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -115,21 +121,22 @@ class Status:
         if self._connection is not None:
             self._connection.close()
 
-    def look(self) -> Snapshot:
-        """Take a snapshot; a service that is away is a problem in it, not an error."""
+    def look(self, exact_below: int = _EXACT_BELOW_BYTES) -> Snapshot:
+        """Take a snapshot; a service that is away is a problem in it, not an error.
+
+        Rows are counted one by one in a table of less than `exact_below` bytes.
+        """
         problems = []
         away = False
         counts: dict[str, int] | None = None
         exact, age, slot = False, None, None
         try:
             slot = self._slot()
-            counts, exact = self._gauges.rows_by_status(_EXACT_BELOW_BYTES)
-            age = self._gauges.oldest_unconsumed_age()
+            counts, exact = self.gauges.rows_by_status(exact_below)
+            age = self.gauges.oldest_unconsumed_age()
         except psycopg.Error as error:
-            away = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
-            missing = error.sqlstate in {"42P01", "3F000"}
-            reason = " ".join(describe(error).split())
-            problems.append(f"PostgreSQL: {reason}" + ("; run `outbox-connector setup`" if missing else ""))
+            away = is_away(error)
+            problems.append(told(error))
         consumer = ConsumerStatus(self._options.group_id, None, None, None, [])
         try:
             consumer = self._consumer()
@@ -142,7 +149,7 @@ class Status:
     def _slot(self) -> SlotStatus:
         name = self._options.slot_name
         slot: Slot = Inspection(self._connected(), self._options.tables).slot(name)
-        gauges, state = self._gauges.slot(), slot.state
+        gauges, state = self.gauges.slot(), slot.state
         owed = catch_up_owed(slot)
         return SlotStatus(
             name=name,
@@ -170,27 +177,6 @@ class Status:
         group = self._admin.group(options.group_id, _ANSWER_SECONDS)
         lag = sum(partition.lag for partition in lags)
         return ConsumerStatus(options.group_id, group.state, len(group.members), lag, lags)
-
-
-def watch(
-    status: Status, text_of: Callable[[Snapshot], str], out: TextIO, interval: float, *, one_line: bool = False
-) -> NoReturn:
-    """Show a snapshot every so many seconds until interrupted.
-
-    A terminal is cleared each time; elsewhere an empty line stands between two snapshots, unless they are a line each.
-    """
-    clear = out.isatty() and not one_line and os.environ.get("TERM", "dumb") != "dumb"
-    while True:
-        began = time.monotonic()
-        text = text_of(status.look())
-        if clear:
-            # Only what is left of the last snapshot is cleared, so that nothing flickers.
-            text = _HOME + text.replace("\n", f"{_REST_OF_LINE}\n") + f"{_REST_OF_LINE}\n{_REST_OF_SCREEN}"
-        else:
-            text += "\n" if one_line else "\n\n"
-        out.write(text)
-        out.flush()
-        time.sleep(max(0.0, interval - (time.monotonic() - began)))
 
 
 def as_json(snapshot: Snapshot) -> str:
@@ -224,8 +210,8 @@ def as_json(snapshot: Snapshot) -> str:
 def as_lines(snapshot: Snapshot) -> list[str]:
     """Return a snapshot as a table."""
     rows = [
-        ("outbox", _counts(snapshot)),
-        ("oldest waiting", _age(snapshot)),
+        ("outbox", counted(snapshot)),
+        ("oldest waiting", oldest(snapshot)),
         *_slot_rows(snapshot.slot),
         *_consumer_rows(snapshot.consumer),
     ]
@@ -241,7 +227,8 @@ def as_lines(snapshot: Snapshot) -> list[str]:
     return [*lines, *(f"{'problem':<15} {problem}" for problem in snapshot.problems)]
 
 
-def _counts(snapshot: Snapshot) -> str:
+def counted(snapshot: Snapshot) -> str:
+    """Say how many rows there are of each status."""
     if snapshot.outbox is None:
         return "unknown"
     return "   ".join(
@@ -256,7 +243,8 @@ def _count(rows: int, *, live: bool, exact: bool) -> str:
     return f"{rows:,} or more" if live else f"about {rows:,}"
 
 
-def _age(snapshot: Snapshot) -> str:
+def oldest(snapshot: Snapshot) -> str:
+    """Say how old the oldest row is that is neither consumed nor dead."""
     age = snapshot.oldest_unconsumed_age_seconds
     if age is None:
         return "unknown" if snapshot.outbox is None else "nothing waits"

@@ -21,6 +21,13 @@ COUNT_BOUND = 100_000
 NO_SLOT = "missing"
 """Stands where the server would say how a slot's WAL is, if there were a slot."""
 
+WAITING_BOUND = 10_000
+"""Rows that wait for an attempt are counted up to this many."""
+
+_LATEST_ROWS = 5_000
+_LATENCY_SAMPLE = 500
+_LATEST_DEAD = 1_000
+
 
 class SlotGauges(NamedTuple):
     """How far the slot is behind the server's WAL, and how much of it the slot pins, in bytes.
@@ -32,6 +39,33 @@ class SlotGauges(NamedTuple):
     lag: int | None
     retained: int | None
     wal_status: str
+
+
+class Retries(NamedTuple):
+    """How many rows wait for an attempt, how many of them are due, and the seconds to the next of the others."""
+
+    waiting: int
+    due: int
+    next_in: float | None
+
+
+class Latency(NamedTuple):
+    """How long messages took that were stored lately, in seconds from the row's creation to its history."""
+
+    messages: int
+    p50: float
+    p99: float
+
+
+class Death(NamedTuple):
+    """A row that is dead: why, and how many seconds ago it was given up."""
+
+    outbox_id: int
+    biz_type: str
+    key: str
+    retry_count: int
+    error: str
+    age: float | None
 
 
 class Gauges:
@@ -93,3 +127,22 @@ class Gauges:
         if standby:
             return None
         return SlotGauges(lag, retained, wal_status if exists else NO_SLOT)
+
+    def latest_id(self) -> int:
+        """Return the highest id; 0 where there is no row."""
+        ((latest,),) = self._fetch("latest_id")
+        return int(latest)
+
+    def retries(self) -> Retries:
+        """Return what waits for another attempt, counted up to the bound."""
+        ((waiting, due, next_in),) = self._fetch("retries", bound=WAITING_BOUND)
+        return Retries(waiting, due, next_in)
+
+    def latency(self, seconds: float) -> Latency | None:
+        """Return how long the latest messages took that were stored within so many seconds; None where none was."""
+        ((messages, p50, p99),) = self._fetch("latency", bound=_LATEST_ROWS, sample=_LATENCY_SAMPLE, seconds=seconds)
+        return Latency(messages, max(0.0, p50), max(0.0, p99)) if messages else None
+
+    def deaths(self, limit: int) -> tuple[Death, ...]:
+        """Return the rows that died last, the latest first."""
+        return tuple(Death(*record) for record in self._fetch("deaths", bound=_LATEST_DEAD, limit=limit))

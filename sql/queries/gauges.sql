@@ -50,3 +50,31 @@ select server.standby,
        case when not server.standby then pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint end
   from (select pg_is_in_recovery() as standby) as server
   left join pg_replication_slots as s on s.slot_name = %(slot)s;
+
+-- name: latest_id
+select coalesce(max(id), 0) from {outbox};
+
+-- name: retries
+-- Rows that wait for an attempt, up to a bound, those that are due, and the seconds to the next of the others.
+select count(*), count(*) filter (where next_retry_at <= statement_timestamp()),
+       extract(epoch from min(next_retry_at) filter (where next_retry_at > statement_timestamp() and isfinite(next_retry_at))
+                          - statement_timestamp())::double precision
+  from (select next_retry_at from {outbox} where status = 'pending' and next_retry_at is not null
+         order by next_retry_at, id limit %(bound)s) as waiting;
+
+-- name: latency
+-- How long messages took that were stored lately, of the latest ones: both bounds are of rows, by the primary key.
+select count(*), percentile_cont(0.5) within group (order by took), percentile_cont(0.99) within group (order by took)
+  from (select extract(epoch from consumed_at - created_at)::double precision as took
+          from (select status, created_at, consumed_at from {outbox} order by id desc limit %(bound)s) as latest
+         where status = 'consumed' and consumed_at > statement_timestamp() - %(seconds)s * interval '1 second'
+           and isfinite(created_at) and isfinite(consumed_at)
+         limit %(sample)s) as stored;
+
+-- name: deaths
+-- The rows that died last, among the latest dead ones. A row's last change is its death.
+select id, biz_type, message_key, retry_count, coalesce(left(last_error, 300), ''),
+       case when isfinite(updated_at) then extract(epoch from statement_timestamp() - updated_at)::double precision end
+  from (select * from {outbox} where status = 'dead' order by id desc limit %(bound)s) as dead
+ order by updated_at desc
+ limit %(limit)s;

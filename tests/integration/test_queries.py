@@ -227,6 +227,22 @@ def test_counting_held_rows_reads_only_rows_in_retry(session: Connection) -> Non
     assert {DUE, UNSETTLED} & {node.get("Index Name") for node in nodes}
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "index"),
+    [
+        ("latest_id", {}, PRIMARY),
+        ("retries", {"bound": 1_000}, DUE),
+        ("latency", {"bound": 5_000, "sample": 500, "seconds": 30.0}, PRIMARY),
+        ("deaths", {"bound": 1_000, "limit": 5}, DEAD),
+    ],
+)
+def test_watching_reads_a_bounded_number_of_rows(
+    session: Connection, name: str, arguments: dict[str, Any], index: str
+) -> None:
+    """What `status --watch` and the console ask every few seconds takes its rows from the end of an index."""
+    check(plan_of(session, TABLES.query("gauges", name).as_string(session), arguments), index)
+
+
 def test_the_estimate_of_all_rows_reads_no_row(session: Connection) -> None:
     """`estimate_all_rows` asks the catalog, and is right within a few per cent."""
     statement = TABLES.query("gauges", "estimate_all_rows")

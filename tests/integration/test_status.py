@@ -15,8 +15,11 @@ import pytest
 
 from connector.cli import _status_options
 from connector.demo.embedded import free_port, spawn
+from connector.enqueue import Outbox
+from connector.ops.flow import Flow, Look
 from connector.ops.status import Status, as_json, as_lines
 from connector.settings import load_settings
+from tests.integration.outbox_table import PAYLOAD
 from tests.integration.scenario import OUTBOX, PROGRESS, all_published, enqueue, is_streaming, set_up
 from tests.services import Database, Kafka, Process, eventually
 
@@ -201,6 +204,36 @@ def test_watching_in_a_terminal_draws_over_the_last_look(env: dict[str, str]) ->
     assert b"pending 0" in seen
     assert b"\x1b[J" in seen
     assert b"Traceback" not in seen
+
+
+def test_watching_tells_rates_latency_retries_and_deaths(
+    durable_kafka: Kafka, env: dict[str, str], database: Database, topic: str, connector: Callable[..., Process]
+) -> None:
+    """From the second look on it tells what passes each stage a second, and all along what waits and what died."""
+    flow = Flow(_status_options(load_settings(env, needs=frozenset({"database", "kafka"}))))
+    is_streaming(connector("reader"))
+    connector("sink")
+    with database.connect() as connection:
+        ids = enqueue(connection, topic, "key", 1, 2, due_in=3600)
+        connection.execute(
+            f"update {OUTBOX} set status = 'dead', last_error = 'too bad', updated_at = now() where id = %s", [ids[0]]
+        )
+        assert flow.look().enqueued == 0
+        Outbox(connection).create_chat_history_message(topic, "chat", PAYLOAD)
+        eventually(lambda: flow.look().latency, within=30, what="a message stored")
+        look = eventually(lambda: (look := flow.look()).stored and look, within=30, what="a committed offset")
+    flow.close()
+    assert isinstance(look, Look)
+    assert look.enqueued
+    assert look.published
+    assert look.latency is not None
+    assert (look.latency.messages, 0 < look.latency.p50 == look.latency.p99 < 60) == (1, True)
+    assert look.retries is not None
+    assert (look.retries.waiting, look.retries.due) == (1, 0)
+    assert 3500 < (look.retries.next_in or 0) <= 3600
+    (death,) = look.deaths
+    assert (death.outbox_id, death.key, death.error) == (ids[0], "key", "too bad")
+    assert (death.age or 0) >= 0
 
 
 @pytest.mark.parametrize("interval", ["0", "nan", "soon"])
