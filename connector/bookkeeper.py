@@ -83,6 +83,8 @@ class Bookkeeper(threading.Thread):
         """Rows for the reader to publish, in this order."""
         self.problem: str | None = "not connected to the database yet"
         """Why nothing can be written at the moment."""
+        self.defect: Exception | None = None
+        """What ended the thread, if anything has but `close`: the reader cannot go on without it."""
 
     # --- what the reader calls ---------------------------------------------------------------------------------------
 
@@ -167,6 +169,13 @@ class Bookkeeper(threading.Thread):
 
     def run(self) -> None:
         """Work until closed; reconnect for as long as it takes."""
+        try:
+            self._keep_books()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the reader raises it
+            self.defect = error
+            self._wake()
+
+    def _keep_books(self) -> None:
         wait = 0.1
         while not self._closed:
             try:

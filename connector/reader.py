@@ -23,7 +23,7 @@ from connector.kafka import Kafka, Reachability
 from connector.ledger import Ledger, Lot
 from connector.observability.logs import get_logger
 from connector.publishing import PublisherBroken, Publishing, Shipment
-from connector.replication import FEEDBACK_SECONDS, ReplicationConnection, StreamEnded
+from connector.replication import FEEDBACK_SECONDS, PUBLICATION_MISSING, ReplicationConnection, StreamEnded, System
 from connector.store.bookkeeping import Bookkeeping, Settled
 from connector.store.connections import connect, describe
 from connector.store.queries import Tables
@@ -39,21 +39,21 @@ MOST_UNMARKED: Final = 100_000
 _DUE_AT_ONCE = 250
 _CATCH_UP_BATCH = 100
 _START_PAUSE = 0.1
-_LAST_DRAIN_SECONDS = 2.0
 _CHECK_SECONDS = 2.0
-_CHECK_SECONDS_WHEN_IDLE = 10.0
+_CHECK_SECONDS_WHEN_IDLE = 5.0
 _LONGEST_WAIT = 0.5
 _DELIVERY_WAIT = 0.005
 _SLOW_DELIVERY_SECONDS = 10.0
 _LONGEST_RECONNECT_WAIT = 5.0
 _OVER_BUDGET = "the slot reached its WAL budget"
 _YOUNG_PUBLICATION = "the publication is younger than the slot"
+_CHANGED_PUBLICATION = "the publication did not send every row"
 # The slot is let go a little before its budget, so that it stays within it while that happens.
 _BUDGET_MARGIN = 0.9
-# Of the shutdown's time, what Kafka may take; the rest is for the database.
-_SHARE_OF_SHUTDOWN_FOR_KAFKA = 0.7
+# Of the shutdown's time, what Kafka may take, and what the database may have taken by then; the rest is for goodbyes.
+_SHARE_OF_SHUTDOWN_FOR_KAFKA = 0.6
+_SHARE_OF_SHUTDOWN_FOR_WRITING = 0.9
 
-_PUBLICATION_MISSING = "42704"
 _OBJECT_IN_USE = "55006"
 
 _log = get_logger("reader")
@@ -84,6 +84,7 @@ class Reader:
         self._metrics = metrics
         self._health = health
         self._stopping = False
+        self._stopped_at = 0.0
         self._ready_once = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._reachability = Reachability(options.kafka)
@@ -99,15 +100,21 @@ class Reader:
         )
         self._publishing: Publishing
         self._stream: Stream
-        self._system = ""
+        self._system = System("", 0, 0)
         self._next_check = 0.0
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Ask the reader to drain and end; fit for a signal handler."""
-        self._stopping = True
+        if not self._stopping:
+            self._stopped_at = time.monotonic()
+            self._stopping = True
         self.wake()
+
+    def _left_of_shutdown(self, share: float) -> float:
+        """Return the seconds until a share of the time for shutting down is over, at least a moment."""
+        return max(0.2, self._stopped_at + self._options.shutdown_seconds * share - time.monotonic())
 
     def wake(self) -> None:
         """Make the loop look around; fit for any thread."""
@@ -160,7 +167,7 @@ class Reader:
                 self._interrupted(error, deadline)
                 # A stream that ended says nothing about how the next attempt will go.
                 pause = 0.2 if isinstance(error, StreamEnded) else _longer(pause)
-        self._bookkeeper.drain(_LAST_DRAIN_SECONDS)
+        self._bookkeeper.drain(self._left_of_shutdown(_SHARE_OF_SHUTDOWN_FOR_WRITING))
         self._bookkeeper.close()
 
     def _interrupted(self, error: StreamEnded | psycopg.Error | SetupRequired, deadline: float) -> None:
@@ -209,7 +216,7 @@ class Reader:
                 return
             with connect(self._options.database_url, name="outbox-connector reader", statement_seconds=0) as connection:
                 books = Bookkeeping(connection, self._options.tables, self._options.slot_name)
-                self._system = replication.identify().identifier
+                self._recognise(replication.identify())
                 self._metrics.leader.set(1)
                 _log.info("leadership_taken", slot=self._options.slot_name)
                 reach(Point.LEADERSHIP_TAKEN)
@@ -220,6 +227,12 @@ class Reader:
             self._bookkeeper.set_idle(False)
             self._bookkeeper.stand_down()
             replication.close()
+
+    def _recognise(self, system: System) -> None:
+        """Forget what we know of another cluster, or of another timeline: positions there are not positions here."""
+        if (system.identifier, system.timeline) != (self._system.identifier, self._system.timeline):
+            self._stream.forget()
+        self._system = system
 
     def _stand_by(self, replication: ReplicationConnection) -> bool:
         """Wait until we may lead; tell whether we do."""
@@ -237,7 +250,7 @@ class Reader:
 
     def _lead_once(self, replication: ReplicationConnection, books: Bookkeeping) -> bool:
         """Catch up if that is owed, then stream; tell whether to do it again at once."""
-        self._check_publication(books)
+        self._require_publication(books)
         judgement = self._prepare_slot(replication, books)
         if judgement.remedy is not Remedy.KEEP:
             _log.warning("slot_made", slot=self._options.slot_name, remedy=judgement.remedy.name.lower())
@@ -254,12 +267,17 @@ class Reader:
         self._start_stream(replication, books)
         return self._follow(replication, books)
 
-    def _check_publication(self, books: Bookkeeping) -> None:
+    def _require_publication(self, books: Bookkeeping) -> None:
+        """Make sure that the publication sends what we need.
+
+        Raises:
+            SetupRequired: it does not.
+        """
         name, outbox = self._options.publication_name, self._options.tables.outbox
         found = publication_state(books.connection, self._options.tables, name)
-        if found is None or found.columns is None or not found.inserts_only:
+        if found is None or found.columns is None or not (found.inserts_only and found.sends_every_pending_row):
             raise SetupRequired(
-                f"publication {name!r} does not send the inserts, and only those, of table {outbox}:"
+                f"publication {name!r} does not send every insert of a pending row, and no other change, of {outbox}:"
                 " run `outbox-connector setup`"
             )
         missing = sorted(set(PUBLISHED_COLUMNS) - set(found.columns))
@@ -312,7 +330,7 @@ class Reader:
                     stream.reply_requested = False
                     next_feedback = now + FEEDBACK_SECONDS
                     self._report_readiness()
-                if now >= self._next_check and self._over_budget(books, idle=caught_up and stream.idle):
+                if now >= self._next_check and self._must_let_go(books, idle=caught_up and stream.idle):
                     self._owe_all(books, _OVER_BUDGET)
                     self._leave_stream(replication, books)
                     self._drop_slot(books, _OVER_BUDGET)
@@ -320,14 +338,32 @@ class Reader:
                 if caught_up or not self._has_room():
                     self._wait(replication, next_feedback - now, reading=caught_up)
         except StreamEnded as error:
-            if error.sqlstate == _PUBLICATION_MISSING:
-                self._check_publication(books)
+            if error.sqlstate == PUBLICATION_MISSING:
+                self._watch_publication(books)
                 # It is there now, but not yet at the position the stream starts from: the server cannot read on.
                 self._owe_all(books, _YOUNG_PUBLICATION)
                 self._drop_slot(books, _YOUNG_PUBLICATION)
             raise
         self._finish(replication, confirmed)
         return False
+
+    def _must_let_go(self, books: Bookkeeping, *, idle: bool) -> bool:
+        """Take the look that is due at what others may have done; tell whether the slot has reached its budget."""
+        over_budget = self._over_budget(books, idle=idle)
+        self._watch_publication(books)
+        return over_budget
+
+    def _watch_publication(self, books: Bookkeeping) -> None:
+        """Owe a catch-up where the publication is not what it was: the slot goes past the rows that it does not send.
+
+        Raises:
+            SetupRequired: it does not send what we need.
+        """
+        try:
+            self._require_publication(books)
+        except SetupRequired:
+            self._owe_all(books, _CHANGED_PUBLICATION)
+            raise
 
     def _leave_stream(self, replication: ReplicationConnection, books: Bookkeeping) -> None:
         """End the stream before its slot is given up; a server too busy to listen is not asked but told."""
@@ -352,7 +388,7 @@ class Reader:
 
     def _finish(self, replication: ReplicationConnection, confirmed: int) -> None:
         """Drain: read the transaction at hand to its end, wait for what is in flight, write it down, confirm, leave."""
-        until = time.monotonic() + self._options.shutdown_seconds * _SHARE_OF_SHUTDOWN_FOR_KAFKA
+        until = time.monotonic() + self._left_of_shutdown(_SHARE_OF_SHUTDOWN_FOR_KAFKA)
         stream = self._stream
         next_feedback = 0.0
         while (stream.in_transaction or self._publishing.in_flight) and time.monotonic() < until:
@@ -366,20 +402,24 @@ class Reader:
             if time.monotonic() > next_feedback:
                 replication.confirm(stream.received_lsn, confirmed)
                 next_feedback = time.monotonic() + FEEDBACK_SECONDS
-        self._bookkeeper.drain(max(1.0, until - time.monotonic()))
+        # Half of what is left for the marks, so that the position is recorded also where they are many.
+        left = self._left_of_shutdown(_SHARE_OF_SHUTDOWN_FOR_WRITING)
+        self._bookkeeper.drain(left / 2)
         lsn = stream.ledger.settle()
         if stream.idle:
             lsn = max(lsn, stream.received_lsn)
         self._bookkeeper.confirm(lsn)
-        self._bookkeeper.drain(2.0)
+        self._bookkeeper.drain(self._left_of_shutdown(_SHARE_OF_SHUTDOWN_FOR_WRITING))
         replication.confirm(stream.received_lsn, max(confirmed, min(lsn, self._bookkeeper.recorded_lsn)))
-        replication.stop(2.0)
+        replication.stop(self._left_of_shutdown(1.0))
         _log.info("drained", undelivered=self._publishing.in_flight)
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
     def _turn(self, seconds: float) -> None:
         self._publishing.turn(seconds)
+        if self._bookkeeper.defect is not None:
+            raise self._bookkeeper.defect
         self._health.beat("reader")
 
     def _prepare_slot(self, replication: ReplicationConnection, books: Bookkeeping) -> Judgement:
@@ -519,7 +559,7 @@ class Reader:
 
     def _owe_all(self, books: Bookkeeping, reason: str) -> None:
         """Write down that the table must be asked for everything, before the slot is given up."""
-        books.owe_catch_up(self._system, 0, None, reason)
+        books.owe_catch_up(self._system.identifier, 0, None, reason)
         reach(Point.SLOT_OWED)
 
     def _drop_slot(self, books: Bookkeeping, reason: str) -> None:

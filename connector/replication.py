@@ -24,6 +24,11 @@ SENDER_TIMEOUT_SECONDS = 12
 FEEDBACK_SECONDS = 3
 """We send a status update at least this often, whatever else happens."""
 
+PUBLICATION_MISSING = "42704"
+"""The stream's SQLSTATE where its publication is not there, or was not yet where the stream has come to."""
+
+_NOT_IN_PREREQUISITE_STATE = "55000"
+_FAREWELL_SECONDS = 2.0
 _FIRST_WITH_FAILOVER_SLOTS = 17_00_00
 _POSTGRES_EPOCH_SECONDS = POSTGRES_EPOCH.timestamp()
 
@@ -38,9 +43,13 @@ class StreamEnded(Exception):
 
 
 class System(NamedTuple):
-    """What IDENTIFY_SYSTEM answers: which cluster this is, how far its WAL is written, and which database it is."""
+    """What IDENTIFY_SYSTEM answers: which cluster this is, on which timeline, how far its WAL goes, which database.
+
+    A standby that is promoted begins a new timeline: positions of the old one mean nothing there.
+    """
 
     identifier: str
+    timeline: int
     wal_position: int
     database: str | None = None
 
@@ -53,6 +62,8 @@ class ReplicationConnection:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._socket = [connection.pgconn.socket]
+        self._skipped: str | None = None
+        connection.add_notice_handler(self._noticed)
 
     @classmethod
     def open(cls, url: str, connect_seconds: int = 10) -> Self:
@@ -76,7 +87,9 @@ class ReplicationConnection:
         )
         try:
             connection.execute(f"set wal_sender_timeout = '{SENDER_TIMEOUT_SECONDS}s'")
-            connection.execute("set statement_timeout = 0; set idle_session_timeout = '60s'")
+            connection.execute(
+                "set statement_timeout = 0; set idle_session_timeout = '60s'; set client_min_messages = warning"
+            )
         except BaseException:
             connection.close()
             raise
@@ -95,7 +108,7 @@ class ReplicationConnection:
         """Ask which cluster this is (IDENTIFY_SYSTEM)."""
         record = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
         assert record is not None
-        return System(record[0], parse_lsn(record[2]), record[3])
+        return System(record[0], record[1], parse_lsn(record[2]), record[3])
 
     def in_recovery(self) -> bool:
         """Tell whether this server is a standby."""
@@ -151,6 +164,7 @@ class ReplicationConnection:
         result = self._pgconn.exec_(statement.as_bytes(self._connection))
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise _ended(result)
+        self._skipped = None
         self._pgconn.nonblocking = 1
 
     def read(self) -> XLogData | PrimaryKeepalive | None:
@@ -167,6 +181,10 @@ class ReplicationConnection:
                 size, data = self._pgconn.get_copy_data(1)
         except psycopg.Error as error:
             raise StreamEnded(f"the replication connection broke: {error}") from error
+        if self._skipped is not None:
+            # From here on it is as where the server ends the stream by itself.
+            self.stop(_FAREWELL_SECONDS)
+            raise StreamEnded(self._skipped, PUBLICATION_MISSING)
         if size > 0:
             return decode_frame(data)
         if size == 0:
@@ -177,6 +195,11 @@ class ReplicationConnection:
         if result is None:
             raise StreamEnded("the server closed the stream without a reason")
         raise _ended(result)
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """From PostgreSQL 18 on the server only warns, and goes past every row that the publication would have sent."""
+        if notice.sqlstate == _NOT_IN_PREREQUISITE_STATE:
+            self._skipped = notice.message_primary
 
     def _leave_stream(self, result: pq.abc.PGresult | None) -> None:
         """Take what is left of a stream that the server ended, so that the session takes commands again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ PUBLISHED_COLUMNS = (
     "updated_at",
 )
 """What the publication sends of each row: the message, and what its mark is fenced with."""
+
+
+# As the server writes `status = 'pending'`, whatever type the column has.
+_PENDING_ROWS = re.compile(r"\(*status\)*(::[a-z ]+)? = 'pending'(::[a-z ]+)?\)*")
 
 
 class Migration(NamedTuple):
@@ -49,8 +54,13 @@ class PublicationState(NamedTuple):
             and self.columns is not None
             and set(self.columns) == set(PUBLISHED_COLUMNS)
             and self.row_filter is not None
-            and "pending" in self.row_filter
+            and self.sends_every_pending_row
         )
+
+    @property
+    def sends_every_pending_row(self) -> bool:
+        """Whether no row filter but ours stands in the way."""
+        return self.row_filter is None or _PENDING_ROWS.fullmatch(self.row_filter) is not None
 
 
 def migrations(tables: Tables) -> Iterator[Migration]:

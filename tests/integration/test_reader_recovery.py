@@ -238,6 +238,71 @@ def test_a_publication_made_again_by_setup_loses_nothing(
     assert in_order(tap.sent)
 
 
+def alterations(publication: str) -> dict[str, tuple[str, str]]:
+    """Return what somebody may do to a publication, each with what puts it right by hand."""
+    table = (
+        f"{OUTBOX} (id, biz_type, topic, message_key, payload, headers, status, retry_count, next_retry_at, updated_at)"
+    )
+    return {
+        "dropped": (
+            f"drop publication {publication}",
+            f"create publication {publication} for table {table} where (status = 'pending') with (publish = 'insert')",
+        ),
+        "filtered": (
+            f"alter publication {publication} set table {table} where (biz_type = 'another')",
+            f"alter publication {publication} set table {table} where (status = 'pending')",
+        ),
+        "emptied": (
+            f"alter publication {publication} drop table {OUTBOX}",
+            f"alter publication {publication} add table {table} where (status = 'pending')",
+        ),
+        "silenced": (
+            f"alter publication {publication} set (publish = 'delete')",
+            f"alter publication {publication} set (publish = 'insert')",
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", ["dropped", "filtered", "emptied", "silenced"])
+def test_a_publication_that_somebody_spoils_while_the_reader_streams_loses_nothing(
+    app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str, *, what: str
+) -> None:
+    """The reader is not ready until it is put right, by hand too; then the rows in between come from the table."""
+    spoil, mend = alterations(connector_env["CONNECTOR_PUBLICATION_NAME"])[what]
+    reader = is_streaming(connector("reader"))
+    ids = some(app, topic)
+    tap.has(ids)
+    app.execute(spoil)
+    ids += some(app, topic)
+    eventually(lambda: readiness(reader) == 503, within=20, what="the loss of readiness")
+    assert "setup" in reader.http("/readyz").body
+    app.execute(mend)
+    ids += some(app, topic)
+    tap.has(ids, within=20)
+    all_published(app)
+    assert in_order(tap.sent)
+    assert "overlooked_rows_found" not in reader.stderr
+    eventually(lambda: readiness(reader) == 200, within=15, what="readiness")
+
+
+def test_a_publication_made_again_by_hand_at_once_loses_nothing(
+    app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+) -> None:
+    """Rows that were written while it was away are found as soon as the stream comes to them."""
+    drop, create = alterations(connector_env["CONNECTOR_PUBLICATION_NAME"])["dropped"]
+    reader = is_streaming(connector("reader"))
+    ids = some(app, topic)
+    tap.has(ids)
+    app.execute(drop)
+    ids += some(app, topic)
+    app.execute(create)
+    ids += some(app, topic)
+    tap.has(ids, within=20)
+    all_published(app)
+    assert in_order(tap.sent)
+    assert "overlooked_rows_found" not in reader.stderr
+
+
 @pytest.mark.slow
 def test_a_slot_that_the_server_has_invalidated_is_replaced(
     own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
