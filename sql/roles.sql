@@ -1,4 +1,4 @@
--- Two roles with the least privilege that works: for a database administrator to read, and to run after `setup`.
+-- Three roles with the least privilege that works: for a database administrator to read, and to run after `setup`.
 -- `outbox-connector setup --print-sql` ends with this script, with the configured tables in place of the names in braces.
 -- Then give each role a password or a certificate, and its URL to the process that runs as it.
 
@@ -9,6 +9,9 @@ begin
     end if;
     if not exists (select from pg_roles where rolname = 'outbox_sink') then
         create role outbox_sink login;
+    end if;
+    if not exists (select from pg_roles where rolname = 'outbox_operator') then
+        create role outbox_operator login;
     end if;
 end
 $roles$;
@@ -23,5 +26,11 @@ grant usage on schema {outbox_schema}, {history_schema} to outbox_sink;
 grant select, update on {outbox} to outbox_sink;
 grant insert on {history} to outbox_sink;
 
--- Both: what `outbox-connector doctor` compares with what it knows.
-grant select on {migrations} to outbox_reader, outbox_sink;
+-- The operator, for `redrive` and `prune`: it puts rows back, removes settled ones, and adds to the record of redrives,
+-- which it cannot change.
+grant usage on schema {outbox_schema} to outbox_operator;
+grant select, update, delete on {outbox} to outbox_operator;
+grant select, insert on {redrives} to outbox_operator;
+
+-- All: what `outbox-connector doctor` compares with what it knows.
+grant select on {migrations} to outbox_reader, outbox_sink, outbox_operator;

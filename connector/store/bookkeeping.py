@@ -54,8 +54,14 @@ def settle_failures(connection: Connection, tables: Tables, failures: Sequence[F
     settled: list[Settled] = []
     final = [failure for failure in failures if failure.final]
     if final:
-        arguments = {"ids": [f.outbox_id for f in final], "errors": [trim_error(f.error) for f in final]}
-        rows = connection.execute(tables.query("sink", "mark_dead"), arguments)
+        rows = connection.execute(
+            tables.query("sink", "mark_dead"),
+            {
+                "ids": [f.outbox_id for f in final],
+                "attempts": [f.attempt for f in final],
+                "errors": [trim_error(f.error) for f in final],
+            },
+        )
         settled.extend(Settled(outbox_id, dead=True, due_in=None) for (outbox_id,) in rows)
     passing = [failure for failure in failures if not failure.final]
     if passing:

@@ -56,6 +56,7 @@ class Tables:
             "enqueue": sql.Identifier(schema, "outbox_enqueue"),
             "slot_progress": sql.Identifier(schema, "outbox_connector_slots"),
             "migrations": sql.Identifier(schema, "outbox_connector_migrations"),
+            "redrives": sql.Identifier(schema, "outbox_connector_redrives"),
             "outbox_schema": sql.Identifier(schema),
             "history_schema": sql.Identifier(self.history.schema),
             "history_outbox_id_key": sql.Identifier(index_name(self.history, "outbox_id_key")),

@@ -138,15 +138,16 @@ update {outbox} as o
 returning o.id, o.status, o.retry_count, extract(epoch from o.next_retry_at - clock_timestamp())::double precision;
 
 -- name: mark_dead
--- Give up on rows at once: no retry could help.
+-- Give up on rows at once: no retry could help. A stale copy's failure changes nothing: the row may have been mended and
+-- put back since.
 with failed as (
-    select * from unnest(%(ids)s::bigint[], %(errors)s::text[]) as f (id, error)
+    select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(errors)s::text[]) as f (id, attempt, error)
 ),
 standing as materialized (
     select o.id, failed.error
       from {outbox} as o
       join failed using (id)
-     where o.status in ('pending', 'published')
+     where o.status in ('pending', 'published') and failed.attempt >= o.retry_count
      order by o.id
        for update of o
 )

@@ -289,8 +289,8 @@ def test_a_catch_up_that_is_owed_is_told_with_its_reason(env: dict[str, str], da
 
 @pytest.fixture
 def roles(env: dict[str, str], database: Database) -> Iterator[dict[str, str]]:
-    """URLs of the two roles of `sql/roles.sql`, under names of their own."""
-    names = {role: f"{role}_{secrets.token_hex(4)}" for role in ("outbox_reader", "outbox_sink")}
+    """URLs of the roles of `sql/roles.sql`, under names of their own."""
+    names = {role: f"{role}_{secrets.token_hex(4)}" for role in ("outbox_reader", "outbox_sink", "outbox_operator")}
     script = (sql_directory() / "roles.sql").read_text("utf-8")
     for placeholder, name in {
         "outbox_schema": "public",
@@ -299,6 +299,7 @@ def roles(env: dict[str, str], database: Database) -> Iterator[dict[str, str]]:
         "history": HISTORY,
         "slot_progress": PROGRESS,
         "migrations": "public.outbox_connector_migrations",
+        "redrives": "public.outbox_connector_redrives",
     }.items():
         script = script.replace(f"{{{placeholder}}}", name)
     for role, name in names.items():

@@ -198,7 +198,7 @@ def test_scheduling_retries_looks_its_rows_up(session: Connection, size: int) ->
 @pytest.mark.parametrize("size", [1, 500])
 def test_giving_up_looks_its_rows_up(session: Connection, size: int) -> None:
     """`mark_dead` finds its rows by id."""
-    arguments = {"ids": list(range(1, size + 1)), "errors": ["no"] * size}
+    arguments = {"ids": list(range(1, size + 1)), "attempts": [0] * size, "errors": ["no"] * size}
     check(plan_of(session, sink_query(session, "mark_dead"), arguments), PRIMARY)
 
 
@@ -262,4 +262,6 @@ def test_plans_hold_when_the_table_was_never_analyzed(database: Database) -> Non
         )
         check(plan_of(session, reader_query(session, "due_rows"), {"limit": 1_000}), DUE)
         check(plan_of(session, reader_query(session, "catch_up_rows"), {"through": ROWS}), PENDING)
-        check(plan_of(session, sink_query(session, "mark_dead"), {"ids": [1], "errors": ["no"]}), PRIMARY)
+        check(
+            plan_of(session, sink_query(session, "mark_dead"), {"ids": [1], "attempts": [0], "errors": ["no"]}), PRIMARY
+        )

@@ -537,7 +537,7 @@ def test_two_hopeless_copies_of_one_message_are_one_dead_message(
 @pytest.fixture
 def roles(outbox: OutboxTable) -> Iterator[Callable[[str], str]]:
     """Grant what `sql/roles.sql` grants; gives the database's URL as one of the roles."""
-    names = ("outbox_reader", "outbox_sink")
+    names = ("outbox_reader", "outbox_sink", "outbox_operator")
     existing = {
         name
         for (name,) in outbox.connection.execute("select rolname from pg_roles where rolname = any(%s)", [[*names]])

@@ -275,6 +275,17 @@ def test_a_stale_copys_failure_schedules_nothing(outbox: OutboxTable) -> None:
     assert before.retry_count == 1
 
 
+def test_a_stale_copys_final_failure_leaves_its_row_alive(outbox: OutboxTable) -> None:
+    """What no retry could help is no verdict on a row that has moved on since that copy was made."""
+    outbox_id = outbox.in_retry()
+    before = outbox.row(outbox_id)
+    assert outbox.bookkeeping().settle_failures([failure(outbox_id, 0, final=True)]) == []
+    assert outbox.row(outbox_id) == before
+    (settled,) = outbox.bookkeeping().settle_failures([failure(outbox_id, 1, final=True)])
+    assert settled.dead
+    assert outbox.status(outbox_id) == "dead"
+
+
 def test_two_copies_that_fail_in_one_batch_cost_one_retry(outbox: OutboxTable) -> None:
     """The same attempt, delivered twice and failed twice at once, counts once."""
     outbox_id = outbox.new()
