@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from connector.errors import ConfigurationError, ConnectorError, ServiceUnavailable, SetupRequired
 from connector.observability.logs import configure_logging, get_logger
+from connector.ops.durations import seconds
 from connector.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, UNAVAILABLE, CONFIGURATION = 0, 1, 2, 69, 78
 
 _BOTH = frozenset({"database", "kafka"})
+_DATABASE = frozenset({"database"})
 
 
 class _Loop(Protocol):
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks (2)")
     status.set_defaults(command=_status)
 
+    _add_redrive(commands)
     _add_demo(commands)
 
     return parser
@@ -159,9 +162,9 @@ def _setup(arguments: argparse.Namespace) -> int:
 # --- doctor and status -----------------------------------------------------------------------------------------------
 
 
-def _quiet_settings() -> Settings:
+def _quiet_settings(needs: frozenset[str] = _BOTH) -> Settings:
     """Read the settings for a command whose output tells everything that librdkafka would log."""
-    settings = load_settings(needs=_BOTH)
+    settings = load_settings(needs=needs)
     level = settings.log_level if settings.log_level == "debug" else "critical"
     configure_logging(level, settings.log_format, settings.secrets())
     return settings
@@ -396,6 +399,109 @@ def _stopper(stop: Callable[[], None], within: float) -> Callable[[int, object],
         stop()
 
     return on_signal
+
+
+# --- redrive ---------------------------------------------------------------------------------------------------------
+
+
+def _add_redrive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    redrive = commands.add_parser(
+        "redrive",
+        help="put dead or stuck messages back; shows what it would move unless --yes",
+        description="Puts dead rows back to pending, with fresh attempts; the reader publishes them at once. Without"
+        " --yes it only shows what it would move. Conditions narrow the selection together.",
+        epilog="Durations are written like 90s, 10m, 2h or 7d. Each redrive is recorded in outbox_connector_redrives.",
+    )
+    which = redrive.add_argument_group("which messages (one at least)")
+    which.add_argument("--id", type=_id, action="append", metavar="N", help="this outbox id; may be repeated")
+    which.add_argument("--key", type=_utf8, metavar="KEY", help="messages of this key")
+    which.add_argument("--biz-type", type=_utf8, metavar="TYPE", help="messages of this biz_type")
+    which.add_argument(
+        "--error-like",
+        type=_utf8,
+        metavar="TEXT",
+        help="messages with this in their last error, in upper or lower case; %% stands for anything",
+    )
+    which.add_argument(
+        "--older-than",
+        type=seconds,
+        metavar="DURATION",
+        help="messages that are dead, or published, for longer than this (10m with --stuck, unless --id or --all)",
+    )
+    which.add_argument("--all", action="store_true", help="every dead message, or every published one with --stuck")
+    which.add_argument(
+        "--stuck", action="store_true", help="rows that are published and were never consumed, instead of dead ones"
+    )
+    how = redrive.add_argument_group("how")
+    how.add_argument("--yes", action="store_true", help="do it")
+    how.add_argument("--reason", type=_utf8, metavar="TEXT", help="why, for the record")
+    how.add_argument(
+        "--rate", type=_positive(float), default=1_000.0, metavar="N", help="messages a second, at most (1000)"
+    )
+    redrive.set_defaults(command=_redrive, usage_error=redrive.error)
+
+
+def _redrive(arguments: argparse.Namespace) -> int:
+    from connector.ops.redrive import STUCK_SECONDS, RedriveOptions, redrive
+    from connector.outbox import Status
+    from connector.store.redrives import Selection
+
+    conditions = (arguments.id, arguments.key, arguments.biz_type, arguments.error_like, arguments.older_than)
+    if not (arguments.all or arguments.stuck or any(condition is not None for condition in conditions)):
+        arguments.usage_error(
+            "say which messages: --id, --key, --biz-type, --error-like, --older-than, --stuck or --all"
+        )
+    older_than = arguments.older_than
+    if arguments.stuck and older_than is None and not (arguments.id or arguments.all):
+        # What was published a moment ago is on its way, not stuck.
+        older_than = STUCK_SECONDS
+    settings = _operator_settings(_DATABASE)
+    redrive(
+        RedriveOptions(
+            database_url=settings.database_url,
+            tables=_tables(settings),
+            start_deadline_seconds=settings.start_deadline_seconds,
+            selection=Selection(
+                status=Status.PUBLISHED if arguments.stuck else Status.DEAD,
+                ids=None if arguments.id is None else tuple(dict.fromkeys(arguments.id)),
+                key=arguments.key,
+                biz_type=arguments.biz_type,
+                error_like=arguments.error_like,
+                older_than=older_than,
+            ),
+            reason=arguments.reason,
+            rate=arguments.rate,
+        ),
+        sys.stdout,
+        really=arguments.yes,
+    )
+    return DONE
+
+
+def _operator_settings(needs: frozenset[str]) -> Settings:
+    """Read the settings for a command that changes things a batch at a time and may be interrupted between them."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Also where it was started in the background, with SIGINT ignored.
+        signal.signal(number, signal.default_int_handler)
+    return _quiet_settings(needs)
+
+
+def _id(text: str) -> int:
+    value = int(text)
+    if not 0 < value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text} is no outbox id")
+    return value
+
+
+_id.__name__ = "outbox id"
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8") from None
+    return text
 
 
 # --- the demo --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Final
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _LONGEST: Final = 36_500 * _UNITS["d"]
+_WRITTEN: Final = ("d", "h", "m")
 _PART = r"\d+(?:\.\d+)?[smhdw]"
 _DURATION = re.compile(rf"(?:{_PART})+", re.ASCII)
 
@@ -29,3 +30,11 @@ def seconds(text: str) -> float:
     if total > _LONGEST:
         raise NotADuration(f"{text!r} is longer than 100 years")
     return total
+
+
+def written(duration: float) -> str:
+    """Write a number of seconds as people would type it, rounded to a unit of which there are two at least."""
+    for unit in _WRITTEN:
+        if duration >= 2 * _UNITS[unit]:
+            return f"{duration / _UNITS[unit]:.0f}{unit}"
+    return f"{duration:.0f}s"

@@ -10,9 +10,10 @@ from typing import TypeVar
 import psycopg
 
 from connector.catch_up import prepare_slot, require_ours
-from connector.errors import ServiceUnavailable, SetupRequired
+from connector.errors import SetupRequired
 from connector.kafka import Kafka, KafkaException
-from connector.replication import ReplicationConnection, StreamEnded
+from connector.ops.awaited import before
+from connector.replication import ReplicationConnection
 from connector.store.bookkeeping import Bookkeeping
 from connector.store.connections import connect, describe
 from connector.store.queries import Tables
@@ -63,7 +64,7 @@ def setup(options: SetupOptions, say: Callable[[str], None]) -> None:
 
 
 def _database(options: SetupOptions, deadline: float, say: Callable[[str], None]) -> None:
-    connection = _before(
+    connection = before(
         deadline,
         "PostgreSQL",
         lambda: connect(
@@ -116,7 +117,7 @@ def _slot(options: SetupOptions, deadline: float, books: Bookkeeping, say: Calla
         require_ours(slot, books, options.slot_name)
         say(f"slot {options.slot_name}: there")
         return
-    replication = _before(deadline, "PostgreSQL", lambda: ReplicationConnection.open(options.replication_url))
+    replication = before(deadline, "PostgreSQL", lambda: ReplicationConnection.open(options.replication_url))
     try:
         if not replication.try_lock(options.slot_name):
             say(f"slot {options.slot_name}: a running reader makes it")
@@ -130,7 +131,7 @@ def _slot(options: SetupOptions, deadline: float, books: Bookkeeping, say: Calla
 
 def _topics(options: SetupOptions, deadline: float, say: Callable[[str], None]) -> None:
     admin = options.kafka.admin()
-    there = _before(deadline, "Kafka", lambda: admin.topics(timeout=5))
+    there = before(deadline, "Kafka", lambda: admin.topics(timeout=5))
     wanted = [*options.topics, options.dead_letter_topic]
     try:
         made = admin.create_topics(
@@ -143,15 +144,3 @@ def _topics(options: SetupOptions, deadline: float, say: Callable[[str], None]) 
         ) from error
     for topic in wanted:
         say(f"topic {topic}: {'created' if topic in made else 'there'}")
-
-
-def _before(deadline: float, what: str, attempt: Callable[[], T]) -> T:
-    """Try until it works or the deadline is over."""
-    while True:
-        try:
-            return attempt()
-        except (psycopg.OperationalError, KafkaException, StreamEnded) as error:
-            if time.monotonic() > deadline:
-                text = describe(error) if isinstance(error, psycopg.Error) else str(error)
-                raise ServiceUnavailable(f"{what} stayed away past the start deadline: {text}") from error
-            time.sleep(0.5)

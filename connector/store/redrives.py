@@ -1,0 +1,144 @@
+"""Rows that an operator puts back: which a selection means, and how they are moved and recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from connector.outbox import Status
+from connector.store.bookkeeping import Connection, wake_reader
+from connector.store.queries import Tables
+
+_HIGHEST_ID: Final = (1 << 63) - 1
+_BELOW_EVERY_ID: Final = -(1 << 63)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows: those for which everything that is given holds. An age is in seconds, in the row's present status."""
+
+    status: Literal[Status.DEAD, Status.PUBLISHED] = Status.DEAD
+    ids: tuple[int, ...] | None = None
+    key: str | None = None
+    biz_type: str | None = None
+    error_like: str | None = None
+    """A part of `last_error`, in upper or lower case; a per cent sign stands for anything."""
+    older_than: float | None = None
+
+
+class Run(NamedTuple):
+    """One redrive, as it is recorded: by whom, why, and when it began by the database's clock."""
+
+    id: UUID
+    redriven_by: str
+    reason: str | None
+    started_at: datetime
+
+
+class Reason(NamedTuple):
+    """An error without what differs from row to row, and how many rows have it; None where none is noted."""
+
+    error: str | None
+    rows: int
+
+
+class Sample(NamedTuple):
+    """A row that would be moved. `age` is in seconds, since it has its status; None where nobody can tell."""
+
+    outbox_id: int
+    biz_type: str
+    key: str
+    retry_count: int
+    age: float | None
+    error: str | None
+
+
+class Preview(NamedTuple):
+    """What a selection holds, all as one snapshot shows it."""
+
+    rows: int
+    reasons: list[Reason]
+    samples: list[Sample]
+
+
+class Redrives:
+    """The statements of `redrive` on one connection."""
+
+    def __init__(self, connection: Connection, tables: Tables) -> None:
+        """Use a connection in autocommit mode, on which nothing else runs meanwhile."""
+        self.connection = connection
+        self._tables = tables
+
+    def clock(self) -> datetime:
+        """Return the database's time: when a run begins."""
+        record = self.connection.execute(self._tables.query("redrive", "clock")).fetchone()
+        assert record is not None
+        return record[0]  # type: ignore[no-any-return]
+
+    def preview(self, selection: Selection, started_at: datetime, *, reasons: int = 10, samples: int = 5) -> Preview:
+        """Count what would be moved, and show some of it; changes nothing."""
+        with self.connection.transaction():
+            self.connection.execute("set transaction isolation level repeatable read, read only")
+            ((rows,),) = self._select("count", selection, started_at).fetchall()
+            return Preview(
+                rows,
+                [Reason(*record) for record in self._select("reasons", selection, started_at, limit=reasons)],
+                [Sample(*record) for record in self._select("samples", selection, started_at, limit=samples)],
+            )
+
+    def statuses(self, ids: tuple[int, ...]) -> dict[int, str]:
+        """Return the status of each of these rows that there is."""
+        return dict(self.connection.execute(self._tables.query("redrive", "statuses"), {"ids": list(ids)}).fetchall())
+
+    def move(self, selection: Selection, run: Run, after: int | None, limit: int) -> list[int]:
+        """Put up to `limit` rows with ids above `after` back to pending, and wake the reader; return their ids.
+
+        One transaction: rows, record and hint, or nothing. No rows means that the run is done.
+        """
+        with self.connection.transaction():
+            records = self._select(
+                "redrive_batch",
+                selection,
+                run.started_at,
+                after=after,
+                limit=limit,
+                run=run.id,
+                redriven_by=run.redriven_by,
+                reason=run.reason,
+                outbox=str(self._tables.outbox),
+            ).fetchall()
+            if records:
+                wake_reader(self.connection, self._tables, 0.0)
+        return [outbox_id for (outbox_id,) in records]
+
+    def _select(
+        self, name: str, selection: Selection, started_at: datetime, *, after: int | None = None, **more: object
+    ) -> psycopg.Cursor[tuple[Any, ...]]:
+        status, since = sql.Literal(selection.status.value), f"since_{selection.status.value}"
+        since_block = self._tables.query("redrive", since)
+        selected = self._tables.query("redrive", "selected", status=status, since=since_block)
+        ids = selection.ids
+        arguments = {
+            # The range of the ids, so that a few of them are found at once among many rows.
+            "after": max(_BELOW_EVERY_ID if after is None else after, min(ids) - 1 if ids else _BELOW_EVERY_ID),
+            "through": max(ids) if ids else _HIGHEST_ID,
+            "ids": None if ids is None else list(ids),
+            "key": selection.key,
+            "biz_type": selection.biz_type,
+            "error_like": None if selection.error_like is None else like(selection.error_like),
+            "older_than": selection.older_than,
+            "started_at": started_at,
+        }
+        statement = self._tables.query("redrive", name, status=status, since=since_block, selected=selected)
+        return self.connection.execute(statement, {**arguments, **more})
+
+
+def like(text: str) -> str:
+    r"""Return a LIKE pattern for a part of a text: only `%` is special in it, not `_` or `\`."""
+    escaped = text.replace("\\", "\\\\").replace("_", "\\_")
+    return f"%{escaped}%"

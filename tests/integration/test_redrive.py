@@ -1,0 +1,352 @@
+"""`redrive`: which rows it means, what it leaves of them, and that copies of before can do them no harm."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pytest
+from psycopg import sql
+
+from connector.errors import SetupRequired
+from connector.ops.redrive import RedriveOptions, redrive
+from connector.outbox import Failure, Status, Table
+from connector.store.queries import Tables
+from connector.store.redrives import Redrives, Run, Selection
+from connector.store.schema import migrate
+from tests.integration.outbox_table import TABLES, OutboxTable, item
+from tests.integration.scenario import one
+from tests.services import Database
+
+TOO_LONG = "c" * 37
+
+
+@pytest.fixture
+def outbox(database: Database) -> Iterator[OutboxTable]:
+    """The tables of a fresh database."""
+    outbox = OutboxTable(database)
+    yield outbox
+    outbox.close()
+
+
+def dead(outbox: OutboxTable, key: str = "key", error: str = "it failed", topic: str = "topic", **columns: Any) -> int:
+    """Insert a row whose attempts are used up, the last of them an hour ago."""
+    outbox_id = outbox.new(key, topic, **columns)
+    outbox.connection.execute(
+        "update agent_outbox_messages set status = 'dead', retry_count = max_retry, last_error = %s,"
+        " updated_at = now() - interval '1 hour' where id = %s",
+        [error, outbox_id],
+    )
+    return outbox_id
+
+
+def stuck(outbox: OutboxTable, key: str = "key", minutes: int = 60) -> int:
+    """Insert a row that was published so long ago, and never consumed."""
+    outbox_id = outbox.new(key)
+    outbox.change(outbox_id, f"status = 'published', published_at = now() - interval '{minutes} minutes'")
+    return outbox_id
+
+
+def run(
+    outbox: OutboxTable, *, really: bool = True, reason: str | None = None, rate: float = 10_000, **selection: Any
+) -> str:
+    """Run `redrive` in this process and return what it prints."""
+    out = io.StringIO()
+    options = RedriveOptions(outbox.database.url, TABLES, 10.0, Selection(**selection), reason, rate)
+    redrive(options, out, really=really)
+    return out.getvalue()
+
+
+def pending(outbox: OutboxTable) -> list[int]:
+    """Return the ids of the rows that are pending."""
+    rows = outbox.connection.execute("select id from agent_outbox_messages where status = 'pending' order by id")
+    return [outbox_id for (outbox_id,) in rows]
+
+
+def everything(outbox: OutboxTable) -> list[Any]:
+    """Return every row and every line of the record."""
+    rows = outbox.connection.execute("select * from agent_outbox_messages order by id").fetchall()
+    return [*rows, *outbox.connection.execute("select * from outbox_connector_redrives order by id")]
+
+
+# --- which rows ------------------------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Rows that differ in everything that a selection can name."""
+
+    plain: int
+    other_key: int
+    other_type: int
+    other_error: int
+    young: int
+    stuck: int
+    fresh: int
+
+
+@pytest.fixture
+def rows(outbox: OutboxTable) -> Rows:
+    """Five dead rows, one that is stuck, one that was published a moment ago, and one that is stored."""
+    young = dead(outbox)
+    outbox.change(young, "updated_at = now()")
+    outbox.change(outbox.new(), "status = 'consumed', updated_at = now() - interval '1 hour'")
+    return Rows(
+        dead(outbox),
+        dead(outbox, "other"),
+        dead(outbox, biz_type="other"),
+        dead(outbox, error='Value 100% too_long for "x\\y"'),
+        young,
+        stuck(outbox),
+        stuck(outbox, minutes=0),
+    )
+
+
+SELECTIONS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "all": ({}, {"plain", "other_key", "other_type", "other_error", "young"}),
+    "key": ({"key": "other"}, {"other_key"}),
+    "biz_type": ({"biz_type": "other"}, {"other_type"}),
+    "age": ({"older_than": 600.0}, {"plain", "other_key", "other_type", "other_error"}),
+    "error, in any case": ({"error_like": "VALUE 100"}, {"other_error"}),
+    "error, with what LIKE knows": ({"error_like": "too_long"}, {"other_error"}),
+    "error, an underscore is itself": ({"error_like": "it_failed"}, set()),
+    "error, a backslash is itself": ({"error_like": "x\\y"}, {"other_error"}),
+    "error, a per cent sign is anything": ({"error_like": "it%led"}, {"plain", "other_key", "other_type", "young"}),
+    "conditions together": ({"key": "key", "older_than": 600.0, "error_like": "it failed"}, {"plain", "other_type"}),
+    "stuck": ({"status": Status.PUBLISHED, "older_than": 600.0}, {"stuck"}),
+    "stuck, of any age": ({"status": Status.PUBLISHED}, {"stuck", "fresh"}),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_selection_means_just_the_rows_for_which_all_of_it_holds(outbox: OutboxTable, rows: Rows, name: str) -> None:
+    """What the dry run counts is what is then moved, and nothing else is touched."""
+    selection, expected = SELECTIONS[name]
+    before = everything(outbox)
+    shown = run(outbox, really=False, **selection)
+    assert everything(outbox) == before
+    assert shown.startswith(f"{len(expected)} ")
+    run(outbox, **selection)
+    assert pending(outbox) == sorted(getattr(rows, row) for row in expected)
+
+
+def test_ids_may_be_repeated_and_those_that_cannot_be_moved_are_told_of(outbox: OutboxTable, rows: Rows) -> None:
+    """Only the dead ones among the ids are put back; each of the others is named with what it is."""
+    consumed = one(outbox.connection, "select id from agent_outbox_messages where status = 'consumed'")
+    said = run(outbox, ids=(rows.plain, rows.other_key, rows.stuck, consumed, 999))
+    assert pending(outbox) == [rows.plain, rows.other_key]
+    assert f"#{consumed} is consumed" in said
+    assert f"#{rows.stuck} is published: it is left alone, unless it is stuck: see --stuck" in said
+    assert "#999: there is no such row" in said
+
+
+def test_a_dry_run_shows_counts_by_reason_and_samples_that_cannot_steer_a_terminal(outbox: OutboxTable) -> None:
+    """Errors that differ only in their values are one reason; control characters of keys and errors are not printed."""
+    ids = [dead(outbox, error=f"no chat Key (chat_id)=(chat-{n}) in line {n} (SQLSTATE 23503)") for n in range(7)]
+    dead(outbox, "\x1b[2Jkey", error="odd\x1b]0;title\x07 and\nlong")
+    said = run(outbox, really=False)
+    assert "8 dead messages selected" in said
+    assert "         7  no chat Key (chat_id)=(…) in line N (SQLSTATE 23503)" in said
+    assert f"\n{ids[0]}  " in said
+    assert "… and 3 more" in said
+    assert "Nothing was changed. With --yes they are put back." in said
+    assert all(letter.isprintable() or letter == "\n" for letter in said)
+
+
+# --- what becomes of a row -------------------------------------------------------------------------------------------
+
+
+def test_a_redriven_row_is_due_at_once_with_fresh_attempts_and_no_copy_of_before_counts(outbox: OutboxTable) -> None:
+    """`retry_count` goes on, `max_retry` goes on with it by as many attempts as at first, time after time."""
+    outbox_id = dead(outbox, max_retry=3)
+    for retry_count, max_retry in ((4, 7), (8, 11)):
+        run(outbox, ids=(outbox_id,))
+        (due,) = outbox.bookkeeping().due_rows(10)
+        assert (due.fence.outbox_id, due.fence.retry_count) == (outbox_id, retry_count)
+        assert one(outbox.connection, "select max_retry from agent_outbox_messages") == max_retry
+        for attempt in range(retry_count, max_retry):
+            assert outbox.status(outbox_id) == "pending"
+            outbox.bookkeeping().settle_failures([Failure(outbox_id, attempt, "again", "reason")])
+        assert outbox.status(outbox_id) == "dead"
+
+
+@pytest.mark.parametrize(
+    ("retry_count", "max_retry", "expected"),
+    [(-5, 20, (1, 21)), (2_147_483_647, 20, (2_147_483_647, 2_147_483_647)), (3, -1, (4, 5))],
+)
+def test_odd_counters_of_a_row_do_not_stop_the_others(
+    outbox: OutboxTable, retry_count: int, max_retry: int, expected: tuple[int, int]
+) -> None:
+    """Whatever somebody has set them to by hand, the row has an attempt, and its neighbour is moved too."""
+    odd, neighbour = dead(outbox), dead(outbox)
+    outbox.change(odd, f"retry_count = {retry_count}, max_retry = {max_retry}, updated_at = 'infinity'")
+    run(outbox)
+    assert pending(outbox) == [odd, neighbour]
+    counters = "select (retry_count, max_retry)::text from agent_outbox_messages where id = %s"
+    assert one(outbox.connection, counters, [odd]) == f"({expected[0]},{expected[1]})"
+    assert len(outbox.bookkeeping().due_rows(10)) == 2
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["passing", "final"])
+@pytest.mark.parametrize("status", [Status.DEAD, Status.PUBLISHED])
+def test_a_late_failure_of_an_earlier_copy_changes_nothing(outbox: OutboxTable, status: Status, *, final: bool) -> None:
+    """Of a copy published before the redrive, no failure counts, whether a retry could have helped or not.
+
+    A row that died at once died with the attempt that its copy in Kafka still carries.
+    """
+    outbox_id = outbox.new()
+    if status is Status.PUBLISHED:
+        outbox.change(outbox_id, "status = 'published', published_at = now()")
+    else:
+        outbox.bookkeeping().settle_failures([Failure(outbox_id, 0, "hopeless", "reason", final=True)])
+    run(outbox, status=status)
+    before = outbox.row(outbox_id)
+    failure = Failure(outbox_id, 0, "late", "reason", final)
+    assert outbox.bookkeeping().settle_failures([failure]) == []
+    outbox.settlement().settle([] if final else [item(outbox_id, 0, chat_id=TOO_LONG)], [failure] if final else [])
+    assert outbox.row(outbox_id) == before
+    assert before.status == "pending"
+
+
+@pytest.mark.parametrize("status", [Status.DEAD, Status.PUBLISHED])
+def test_a_late_mark_of_an_earlier_copy_changes_nothing(outbox: OutboxTable, status: Status) -> None:
+    """The mark of a copy published before the redrive would leave the row published with nobody to publish it again."""
+    outbox_id = outbox.new()
+    fence = outbox.fence(outbox_id)
+    outbox.change(outbox_id, f"status = '{status}'")
+    run(outbox, status=status)
+    assert outbox.bookkeeping().mark_published([fence]) == 0
+    assert outbox.status(outbox_id) == "pending"
+    # Not even one that shows the same moment of change.
+    stale = outbox.fence(outbox_id)._replace(retry_count=0)
+    assert outbox.bookkeeping().mark_published([stale]) == 0
+
+
+def test_a_late_success_of_an_earlier_copy_is_stored_and_the_new_copy_is_skipped(outbox: OutboxTable) -> None:
+    """Whichever copy comes first is stored; history has one row."""
+    outbox_id = dead(outbox)
+    run(outbox)
+    settlement = outbox.settlement()
+    assert [outcome.what for outcome in settlement.settle([item(outbox_id, 0)], []).outcomes] == ["stored"]
+    assert [outcome.what for outcome in settlement.settle([item(outbox_id, 21)], []).outcomes] == ["consumed"]
+    assert outbox.history() == [outbox_id]
+    assert run(outbox).startswith("0 dead")
+
+
+def test_a_sink_that_settles_a_stuck_row_at_that_moment_wins(outbox: OutboxTable) -> None:
+    """The redrive waits for the row's lock, sees that it is consumed, and leaves it."""
+    outbox_id, neighbour = stuck(outbox), stuck(outbox)
+    moving, waiting = outbox.connect(), outbox.connect()
+    redrives = Redrives(waiting, TABLES)
+    this_run = Run(uuid4(), "test@here", None, redrives.clock())
+    with ThreadPoolExecutor(1) as pool:
+        with moving.transaction():
+            outbox.settlement(moving).settle([item(outbox_id)], [])
+            future = pool.submit(redrives.move, Selection(Status.PUBLISHED), this_run, None, 1)
+            outbox.wait_until_blocked(waiting)
+        assert future.result(20) == [neighbour]
+    assert outbox.status(outbox_id) == "consumed"
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_later_messages_of_the_key_that_are_not_stored_yet_wait_for_a_redriven_one(outbox: OutboxTable) -> None:
+    """What is behind it in the outbox comes behind it in history; what was stored before stays where it is."""
+    stored_before = outbox.new()
+    first, second, behind = dead(outbox), dead(outbox), outbox.new()
+    settlement = outbox.settlement()
+    settlement.settle([item(stored_before)], [])
+    run(outbox)
+    assert [row.fence.outbox_id for row in outbox.bookkeeping().due_rows(10)] == [first, second]
+    assert [outcome.what for outcome in settlement.settle([item(behind)], []).outcomes] == ["held"]
+    assert [outcome.what for outcome in settlement.settle([item(second, 21)], []).outcomes] == ["held"]
+    settlement.settle([item(first, 21)], [])
+    settlement.settle([item(second, 21), item(behind)], [])
+    assert outbox.history() == [stored_before, first, second, behind]
+
+
+def test_rows_of_several_batches_come_due_in_outbox_order(outbox: OutboxTable) -> None:
+    """One due time for the whole run: its batches may be far apart, or the clock set back between them."""
+    ids = [dead(outbox) for _ in range(6)]
+    redrives = Redrives(outbox.connect(), TABLES)
+    this_run = Run(uuid4(), "test@here", None, redrives.clock())
+    after = None
+    for _ in range(3):
+        after = redrives.move(Selection(), this_run, after, 2)[-1]
+    assert [row.fence.outbox_id for row in outbox.bookkeeping().due_rows(10)] == ids
+    assert one(outbox.connection, "select count(distinct next_retry_at) from agent_outbox_messages") == 1
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def test_each_redrive_is_recorded_with_who_when_what_and_why(outbox: OutboxTable) -> None:
+    """A line a message, in the transaction that moves it: role, user and machine, time, error and count of before."""
+    outbox_id = dead(outbox, "a key", error="the reason of its death", max_retry=3)
+    run(outbox, reason="handler mended")
+    record = outbox.connection.execute(
+        "select redriven_by, database_role, reason, outbox_table, outbox_id, was, error, retry_count, attempt, topic,"
+        " message_key, clock_timestamp() - redriven_at < interval '1 minute' from outbox_connector_redrives"
+    ).fetchall()
+    role = outbox.connection.info.user
+    ((redriven_by, *rest),) = record
+    assert "@" in redriven_by
+    table, error = '"public"."agent_outbox_messages"', "the reason of its death"
+    assert rest == [role, "handler mended", table, outbox_id, "dead", error, 3, 4, "topic", "a key", True]
+
+
+def test_a_second_run_moves_nothing_and_records_nothing(outbox: OutboxTable) -> None:
+    """Run again at once, it finds nothing dead."""
+    dead(outbox)
+    run(outbox)
+    before = everything(outbox)
+    assert "0 dead messages selected" in run(outbox)
+    assert everything(outbox) == before
+
+
+def test_a_batch_that_cannot_be_recorded_is_not_moved(outbox: OutboxTable) -> None:
+    """Row and record are one transaction: a refusal leaves both as they were, and tells what to do."""
+    outbox_id = dead(outbox)
+    outbox.connection.execute("drop table outbox_connector_redrives")
+    with pytest.raises(SetupRequired, match="outbox-connector setup"):
+        run(outbox)
+    assert outbox.status(outbox_id) == "dead"
+
+
+def test_a_row_that_dies_again_while_the_run_goes_on_is_not_moved_twice(outbox: OutboxTable) -> None:
+    """A run goes through the ids once, so that a message that cannot succeed does not keep it going for ever."""
+    ids = [dead(outbox) for _ in range(3)]
+    redrives = Redrives(outbox.connect(), TABLES)
+    this_run = Run(uuid4(), "test@here", None, redrives.clock())
+    moved: list[int] = []
+    while batch := redrives.move(Selection(), this_run, moved[-1] if moved else None, 1):
+        moved += batch
+        outbox.bookkeeping().settle_failures([Failure(moved[-1], 21, "hopeless", "reason", final=True)])
+    assert moved == ids
+
+
+def test_tables_of_any_name_are_redriven_each_with_its_own_record(database: Database) -> None:
+    """Quotes, blanks and braces in names; two outboxes of one schema share the record and not their attempts."""
+    one_outbox = Tables(Table('odd "schema"', "an outbox {x}"), Table("public", "one's history"))
+    other = Tables(Table('odd "schema"', "Other"), Table("public", "other_history"))
+    with database.connect() as connection:
+        connection.execute('create schema "odd ""schema"""')
+        for tables in (one_outbox, other):
+            migrate(connection, tables)
+            statement = "insert into {} (biz_type, topic, message_key, payload, status) values ('b','t','k','1','dead')"
+            connection.execute(sql.SQL(statement).format(sql.Identifier(*tables.outbox)))
+        for _ in range(2):
+            options = RedriveOptions(database.url, one_outbox, 10.0, Selection(), None, 1_000)
+            assert redrive(options, io.StringIO(), really=True) == 1
+            table = sql.Identifier(*one_outbox.outbox)
+            connection.execute(sql.SQL("update {} set status = 'dead'").format(table))
+        assert redrive(RedriveOptions(database.url, other, 10.0, Selection(), None, 1_000), io.StringIO(), really=True)
+        limits = [
+            connection.execute(sql.SQL("select max_retry from {}").format(sql.Identifier(*t.outbox))).fetchone()
+            for t in (one_outbox, other)
+        ]
+    # The first has had one attempt less of its twenty when it was put back for the second time.
+    assert limits == [(22,), (21,)]
