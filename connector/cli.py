@@ -326,6 +326,7 @@ def _sink(_: argparse.Namespace) -> int:
             group_instance_id=settings.group_instance_id,
             dead_letter_topic=settings.dead_letter_topic,
             strict=settings.key_ordering == "strict",
+            shutdown_seconds=settings.shutdown_seconds,
             start_deadline_seconds=settings.start_deadline_seconds,
         ),
         load_handlers(),

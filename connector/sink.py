@@ -6,14 +6,16 @@ batch at hand is kept: the group keeps its member, no message is retried for an 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from connector.errors import EnvelopeError, PayloadError, ServiceUnavailable
+from connector.errors import EnvelopeError, PayloadError, ServiceUnavailable, SetupRequired
 from connector.failpoints import Point, reach
 from connector.handlers import Handler
 from connector.kafka import DeadLetters, DeadLetterUndelivered, Kafka, Message, Reachability, Subscription
@@ -32,6 +34,7 @@ _POLL_SECONDS: Final = 0.5
 _START_PAUSE: Final = 0.2
 _LONGEST_WAIT: Final = 5.0
 _LOOK_SECONDS: Final = 2.0
+_SHARE_OF_SHUTDOWN_FOR_A_BATCH: Final = 0.6
 
 _log = get_logger("sink")
 
@@ -48,6 +51,7 @@ class SinkOptions:
     group_instance_id: str | None
     dead_letter_topic: str
     strict: bool
+    shutdown_seconds: float
     start_deadline_seconds: float
 
 
@@ -85,12 +89,23 @@ class Sink:
     def stop(self) -> None:
         """Ask the sink to finish its batch and end; fit for a signal handler."""
         self._stopping = True
+        # A statement that still runs when most of the time is over is given up: its messages will come again.
+        canceller = threading.Timer(self._options.shutdown_seconds * _SHARE_OF_SHUTDOWN_FOR_A_BATCH, self._cancel)
+        canceller.daemon = True
+        canceller.start()
+
+    def _cancel(self) -> None:
+        settlement = self._settlement
+        if settlement is not None:
+            with suppress(psycopg.Error):
+                settlement.connection.cancel_safe(timeout=2.0)
 
     def run(self) -> None:
         """Consume until stopped.
 
         Raises:
             ServiceUnavailable: PostgreSQL or Kafka stayed away past the start deadline.
+            SetupRequired: the tables are missing, past the start deadline.
         """
         self._health.watch("sink", stuck_after=180)
         self._reachability.start()
@@ -124,12 +139,15 @@ class Sink:
         while not self._stopping:
             self._health.beat("sink")
             problem = self._reachability.problem
-            if self._settlement is None:
-                try:
-                    self._connected()
-                except psycopg.Error as error:
-                    problem = f"PostgreSQL: {describe(error)}"
-                    self._database_problem = problem
+            missing: list[str] = []
+            try:
+                missing = self._connected().missing_tables()
+            except psycopg.Error as error:
+                problem = f"PostgreSQL: {describe(error)}"
+                self._disconnect()
+            if problem is None and missing:
+                problem = f"there is no table {', '.join(missing)}: run `outbox-connector setup`"
+            self._database_problem = problem
             if problem is None:
                 return
             self._health.ready("sink", problem)
@@ -137,7 +155,8 @@ class Sink:
                 said = problem
                 _log.warning("waiting_for_service", problem=problem)
             if time.monotonic() > deadline:
-                raise ServiceUnavailable(f"past the start deadline: {problem}")
+                kind = SetupRequired if missing and self._reachability.problem is None else ServiceUnavailable
+                raise kind(f"past the start deadline: {problem}")
             time.sleep(_START_PAUSE)
 
     def _report_readiness(self) -> None:
@@ -195,15 +214,16 @@ class Sink:
                 result = self._connected().settle(batch.items, batch.unparsed)
                 break
             except (psycopg.Error, DeadLetterUndelivered, NotVisibleYet) as error:
-                if isinstance(error, psycopg.Error):
-                    if is_conflict(error):
-                        continue
-                    self._database_problem = problem = describe(error)
-                    if is_pooler_trouble(error):
-                        self._prepare = False
-                    self._disconnect()
-                else:
-                    problem = str(error)
+                if isinstance(error, psycopg.Error) and is_conflict(error):
+                    continue
+                if isinstance(error, psycopg.errors.QueryCanceled) and len(messages) > 1 and not self._stopping:
+                    # Too much for the time that a statement has: half of it may do.
+                    half = len(messages) // 2
+                    _log.warning("batch_halved", error=describe(error), messages=len(messages))
+                    self._subscription.put_back(messages[half:])
+                    messages = messages[:half]
+                    continue
+                problem = self._problem_of(error)
                 _log.warning("batch_postponed", error=problem, messages=len(messages))
                 self._health.ready("sink", problem)
                 if self._stopping:
@@ -219,6 +239,16 @@ class Sink:
         self._count(result, batch)
         self._subscription.store(messages)
         reach(Point.OFFSET_STORED)
+
+    def _problem_of(self, error: psycopg.Error | DeadLetterUndelivered | NotVisibleYet) -> str:
+        """Return what is wrong; a database connection that is of no use any more is closed."""
+        if not isinstance(error, psycopg.Error):
+            return str(error)
+        if is_pooler_trouble(error):
+            self._prepare = False
+        self._disconnect()
+        self._database_problem = describe(error)
+        return self._database_problem
 
     def _pause(self, messages: list[Message], seconds: float) -> list[Message]:
         """Stay a member of the group for a while without taking more; return what is still ours of the batch."""

@@ -95,6 +95,10 @@ class Subscription:
                     _log.info("offset_not_stored", topic=topic, partition=partition, error=error.args[0].str())
         self.problem = None
 
+    def put_back(self, messages: Sequence[Message]) -> None:
+        """Let the next `take` return these messages first; in vain for those whose partition goes away meanwhile."""
+        self._kept = [*messages, *self._kept]
+
     def pause(self) -> None:
         """Take no more messages, of partitions to come either."""
         self._paused = True

@@ -100,6 +100,12 @@ class Settlement:
             handler_statement=sql.SQL(destination.statement).format(**self._tables.identifiers()),
         )
 
+    def missing_tables(self) -> list[str]:
+        """Return those of the two tables that are not there."""
+        names = [str(self._tables.outbox), str(self._tables.history)]
+        rows = self.connection.execute(self._tables.query("sink", "missing_tables"), {"names": names})
+        return [name for (name,) in rows]
+
     def settle(self, items: Sequence[Item], unparsed: Sequence[Failure]) -> Result:
         """Settle a batch in one transaction: all rows that can be stored are, the others get their failure.
 

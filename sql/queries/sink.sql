@@ -1,5 +1,8 @@
 -- The sink's statements.
 
+-- name: missing_tables
+select name from unnest(%(names)s::text[]) as name where to_regclass(name) is null;
+
 -- name: rows_not_seen
 -- Those of a batch that have no row as far as this session sees.
 select i.id

@@ -464,6 +464,55 @@ def test_a_service_that_stays_away_past_the_start_deadline_ends_the_sink_with_69
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_sink_without_its_tables_gives_up_at_its_deadline(
+    connector: Callable[..., Process], topic: str, kafka: Kafka
+) -> None:
+    """What `setup` makes is missing: not ready, then exit 78, and the words name the remedy."""
+    sink = connector("sink", CONNECTOR_START_DEADLINE_SECONDS="3")
+    sink.wait_for_log("waiting_for_service")
+    assert readiness(sink) == 503
+    assert sink.wait(20) == 78
+    assert "outbox-connector setup" in sink.stderr
+
+
+def test_a_batch_that_takes_too_long_is_stored_in_halves_and_costs_no_retry(
+    outbox: OutboxTable, connector: Callable[..., Process], reader: Reader
+) -> None:
+    """A statement that the server has cancelled was too much: its messages are tried in smaller parts."""
+    ids = reader.enqueue(8)
+    with outbox.database.connect() as other, other.transaction():
+        other.execute("select from agent_outbox_messages where id = %s for update", [ids[-1]])
+        sink = connector("sink")
+        waiting = (
+            "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+            " and application_name = 'outbox-connector sink'"
+        )
+        pid = eventually(lambda: one(outbox.connection, waiting), within=30, what="a statement to cancel")
+        outbox.connection.execute("select pg_cancel_backend(%s)", [pid])
+        # The first half goes ahead of the row that is locked.
+        for outbox_id in ids[:4]:
+            wait_for(outbox, outbox_id)
+        assert outbox.status(ids[-1]) == "pending"
+    for outbox_id in ids:
+        wait_for(outbox, outbox_id)
+    assert outbox.history() == ids
+    assert one(outbox.connection, "select sum(retry_count) from agent_outbox_messages") == 0
+    assert events(sink, "batch_halved")
+
+
+def test_a_signal_gives_a_statement_up_that_would_overrun_the_shutdown(
+    outbox: OutboxTable, connector: Callable[..., Process], reader: Reader
+) -> None:
+    """A row that somebody holds locked keeps the sink neither from ending in time nor from ending with 0."""
+    (outbox_id,) = reader.enqueue()
+    with outbox.database.connect() as other, other.transaction():
+        other.execute("select from agent_outbox_messages for update")
+        sink = connector("sink", CONNECTOR_SHUTDOWN_SECONDS="3")
+        eventually(lambda: sink_sessions(outbox, "wait_event_type = 'Lock'") == 1, within=30, what="a wait for a lock")
+        assert sink.stop() == 0
+    assert outbox.status(outbox_id) == "pending"
+
+
 def test_the_metrics_are_true_after_a_run(
     outbox: OutboxTable, reader: Reader, topic: str, connector: Callable[..., Process]
 ) -> None:
