@@ -1,0 +1,151 @@
+"""A crash, or an error that nobody expects, at each point where the order of two steps matters: nothing comes of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+
+from connector.failpoints import Point
+from tests.faults.pipeline import Pipeline
+from tests.integration.scenario import all_published, write_wal
+from tests.services import Database, Kafka, eventually
+
+LARGEST = 2_000
+
+
+def _rows(pipeline: Pipeline) -> None:
+    pipeline.enqueue()
+
+
+def _a_row_too_large(pipeline: Pipeline) -> None:
+    pipeline.make_topic(f"{pipeline.topic}-narrow", {"max.message.bytes": str(LARGEST)})
+    pipeline.enqueue(1)
+    pipeline.insert(
+        "key-1", "dead", topic=f"{pipeline.topic}-narrow", message_content=random.Random(1).randbytes(LARGEST).hex()
+    )
+    pipeline.enqueue(1)
+
+
+def _rows_that_are_due_later(pipeline: Pipeline) -> None:
+    pipeline.enqueue(due_in=0.1)
+
+
+def _rows_without_a_slot(pipeline: Pipeline) -> None:
+    pipeline.enqueue()
+
+    def dropped() -> bool:
+        pipeline.app.execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = %s", [pipeline.slot]
+        )
+        return True
+
+    eventually(dropped, what="dropping the slot", ignoring=(psycopg.errors.ObjectInUse,))
+    pipeline.enqueue(50)
+
+
+def _rows_passed_by_the_slot(pipeline: Pipeline) -> None:
+    pipeline.enqueue()
+
+    def advanced() -> bool:
+        pipeline.app.execute("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", [pipeline.slot])
+        return True
+
+    eventually(advanced, what="advancing the slot", ignoring=(psycopg.errors.ObjectInUse,))
+    pipeline.enqueue()
+
+
+def _more_than_the_budget(pipeline: Pipeline) -> None:
+    pipeline.enqueue()
+    write_wal(pipeline.app, 12)
+
+
+def _messages(pipeline: Pipeline) -> None:
+    if "reader" not in pipeline.processes:
+        pipeline.poison()
+        pipeline.start("reader")
+    pipeline.enqueue()
+    pipeline.send_garbage()
+    all_published(pipeline.app)
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """How a point is reached: by which process, the `nth` time, with what to do, and with which settings."""
+
+    command: str
+    stage: Callable[[Pipeline], None]
+    nth: int = 1
+    also: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+# The bookkeeper is busy recording a position, so that none is confirmed.
+_LATE: Any = {"also": "lsn_recorded=delay:6", "variables": {"CONNECTOR_WAL_BUDGET": "8MB"}}
+
+CRASHES = {
+    Point.LEADERSHIP_TAKEN: Crash("reader", _rows),
+    Point.ROW_READ: Crash("reader", _rows, nth=8),
+    Point.ROW_PRODUCED: Crash("reader", _rows, nth=8),
+    Point.ROWS_ACKNOWLEDGED: Crash("reader", _rows),
+    Point.FAILURES_WRITTEN: Crash("reader", _a_row_too_large),
+    Point.ROWS_MARKED: Crash("reader", _rows),
+    Point.LSN_RECORDED: Crash("reader", _rows),
+    Point.LSN_CONFIRMED: Crash("reader", _rows, nth=2),
+    Point.CATCH_UP_OWED: Crash("reader", _rows_passed_by_the_slot),
+    Point.SLOT_MADE: Crash("reader", _rows_without_a_slot),
+    Point.SLOT_RECORDED: Crash("reader", _rows_without_a_slot),
+    Point.CATCH_UP_HALF_WAY: Crash("reader", _rows_without_a_slot),
+    Point.CATCH_UP_ACKNOWLEDGED: Crash("reader", _rows_without_a_slot),
+    Point.CATCH_UP_DONE: Crash("reader", _rows_without_a_slot),
+    Point.SLOT_OWED: Crash("reader", _more_than_the_budget, **_LATE),
+    Point.SLOT_DROPPED: Crash("reader", _more_than_the_budget, **_LATE),
+    Point.RETRY_PICKED: Crash("reader", _rows_that_are_due_later),
+    Point.RETRY_PRODUCED: Crash("reader", _rows_that_are_due_later),
+    Point.RETRY_MARKED: Crash("reader", _rows_that_are_due_later),
+    Point.BATCH_CONSUMED: Crash("sink", _messages),
+    Point.DEAD_LETTER_SENT: Crash("sink", _messages),
+    Point.STATEMENT_RUN: Crash("sink", _messages),
+    Point.BATCH_COMMITTED: Crash("sink", _messages),
+    Point.OFFSET_STORED: Crash("sink", _messages),
+    Point.OFFSET_COMMITTED: Crash("sink", _messages),
+}
+
+
+@pytest.fixture
+def pipeline(database: Database, kafka: Kafka, topic: str) -> Iterator[Pipeline]:
+    """A pipeline of which nothing runs yet."""
+    pipeline = Pipeline(database, kafka, topic)
+    yield pipeline
+    pipeline.close()
+
+
+@pytest.mark.parametrize("point", Point, ids=str)
+def test_a_crash_or_an_error_at_any_point_loses_doubles_and_reorders_nothing(
+    pipeline: Pipeline, point: Point, kafka: Kafka
+) -> None:
+    """SIGKILL at the point, then an error at it: after each the next process makes up for it."""
+    crash = CRASHES[point]
+    for action, code in (("kill", -9), ("raise", 1)):
+        crash.stage(pipeline)
+        failpoints = [f"{point}={action}@{crash.nth}", crash.also]
+        process = pipeline.start(crash.command, CONNECTOR_FAILPOINTS=",".join(failpoints), **crash.variables)
+        process.wait_for_log("failpoint_reached", point=point, action=action)
+        assert process.wait(20) == code
+        if action == "kill" and crash.command == "reader":
+            pipeline.start("sink")
+    assert process.wait_for_log("uncaught_exception")
+    before = pipeline.lsn()
+    pipeline.enqueue(1)
+    pipeline.start(crash.command)
+    pipeline.prove()
+    eventually(lambda: pipeline.confirmed_beyond(before), what="the slot's going forward")
+
+
+def test_each_point_is_crashed_at() -> None:
+    """No point is left out."""
+    assert set(CRASHES) == set(Point)
