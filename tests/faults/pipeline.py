@@ -86,7 +86,8 @@ class Pipeline:
 
     def make_topic(self, name: str, config: Mapping[str, str]) -> None:
         """Make a topic, unless it is there; it goes with the pipeline's own if its name goes on from that."""
-        (made,) = self.kafka.admin().create_topics([NewTopic(name, 1, 1, config=dict(config))]).values()
+        admin = self.kafka.admin()
+        (made,) = admin.create_topics([NewTopic(name, 1, 1, config=dict(config))]).values()
         try:
             made.result(20)
         except KafkaException as error:

@@ -12,7 +12,7 @@ import pytest
 
 from connector.failpoints import Point
 from tests.faults.pipeline import Pipeline
-from tests.integration.scenario import all_published, write_wal
+from tests.integration.scenario import all_published, one, write_wal
 from tests.services import Database, Kafka, eventually
 
 LARGEST = 2_000
@@ -60,6 +60,8 @@ def _rows_passed_by_the_slot(pipeline: Pipeline) -> None:
 
 
 def _more_than_the_budget(pipeline: Pipeline) -> None:
+    if one(pipeline.app, "select count(*) from pg_replication_slots where slot_name = %s", [pipeline.slot]) == 0:
+        pipeline.app.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [pipeline.slot])
     pipeline.enqueue()
     write_wal(pipeline.app, 12)
 
@@ -85,7 +87,7 @@ class Crash:
 
 
 # The bookkeeper is busy recording a position, so that none is confirmed.
-_LATE: Any = {"also": "lsn_recorded=delay:6", "variables": {"CONNECTOR_WAL_BUDGET": "8MB"}}
+_LATE: Any = {"also": "lsn_recorded=delay:30", "variables": {"CONNECTOR_WAL_BUDGET": "8MB"}}
 
 CRASHES = {
     Point.LEADERSHIP_TAKEN: Crash("reader", _rows),
