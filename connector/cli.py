@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     _add_redrive(commands)
+    _add_prune(commands)
     _add_demo(commands)
 
     return parser
@@ -402,7 +403,7 @@ def _stopper(stop: Callable[[], None], within: float) -> Callable[[int, object],
     return on_signal
 
 
-# --- redrive ---------------------------------------------------------------------------------------------------------
+# --- redrive and prune -----------------------------------------------------------------------------------------------
 
 
 def _add_redrive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -436,14 +437,12 @@ def _add_redrive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     how = redrive.add_argument_group("how")
     how.add_argument("--yes", action="store_true", help="do it")
     how.add_argument("--reason", type=_utf8, metavar="TEXT", help="why, for the record")
-    how.add_argument(
-        "--rate", type=_positive(float), default=1_000.0, metavar="N", help="messages a second, at most (1000)"
-    )
+    how.add_argument("--rate", type=_positive(float), metavar="N", help="messages a second, at most (1000)")
     redrive.set_defaults(command=_redrive, usage_error=redrive.error)
 
 
 def _redrive(arguments: argparse.Namespace) -> int:
-    from connector.ops.redrive import STUCK_SECONDS, RedriveOptions, redrive
+    from connector.ops.redrive import RATE, STUCK_SECONDS, RedriveOptions, redrive
     from connector.outbox import Status
     from connector.store.redrives import Selection
 
@@ -471,10 +470,49 @@ def _redrive(arguments: argparse.Namespace) -> int:
                 older_than=older_than,
             ),
             reason=arguments.reason,
-            rate=arguments.rate,
+            rate=arguments.rate or RATE,
         ),
         sys.stdout,
         really=arguments.yes,
+    )
+    return DONE
+
+
+def _add_prune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    prune = commands.add_parser(
+        "prune",
+        help="remove rows that were consumed long ago",
+        description="Removes consumed rows in small batches, beside a running pipeline. History is not touched.",
+        epilog="Durations are written like 90s, 10m, 2h or 7d.",
+    )
+    prune.add_argument(
+        "--older-than",
+        type=seconds,
+        default=seconds("7d"),
+        metavar="DURATION",
+        help="consumed for longer than this (7d)",
+    )
+    prune.add_argument("--dead", action="store_true", help="also rows that are dead for longer than that")
+    prune.add_argument("--dry-run", action="store_true", help="only count them")
+    prune.add_argument("--rate", type=_positive(float), metavar="N", help="rows a second, at most (5000)")
+    prune.set_defaults(command=_prune)
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from connector.ops.prune import RATE, PruneOptions, prune
+
+    settings = _operator_settings(_DATABASE)
+    prune(
+        PruneOptions(
+            database_url=settings.database_url,
+            tables=_tables(settings),
+            start_deadline_seconds=settings.start_deadline_seconds,
+            older_than=arguments.older_than,
+            dead=arguments.dead,
+            rate=arguments.rate or RATE,
+        ),
+        sys.stdout,
+        dry_run=arguments.dry_run,
     )
     return DONE
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from connector.backoff import DELAYS
 from connector.handlers.chat_history import ChatHistoryHandler
@@ -249,6 +252,53 @@ def test_the_estimate_of_all_rows_reads_no_row(session: Connection) -> None:
     (estimate,) = session.execute(statement, {"outbox": str(TABLES.outbox)}).fetchone() or (0,)
     assert estimate == pytest.approx(ROWS, rel=0.05)
     check(plan_of(session, statement.as_string(session), {"outbox": str(TABLES.outbox)}))
+
+
+REDRIVEN = {"run": uuid4(), "redriven_by": "test@here", "reason": None, "outbox": str(TABLES.outbox)}
+ANY_ROW = {
+    "after": -1,
+    "through": 1 << 62,
+    "ids": None,
+    "key": None,
+    "biz_type": None,
+    "error_like": None,
+    "older_than": None,
+    "started_at": "2026-01-01",
+    "limit": 500,
+}
+
+
+@pytest.mark.parametrize("ids", [None, [3]], ids=["all", "one"])
+@pytest.mark.parametrize(("status", "index"), [("dead", DEAD), ("published", PUBLISHED)])
+@pytest.mark.parametrize("name", ["count", "reasons", "samples", "redrive_batch"])
+def test_redriving_reads_only_rows_of_the_status(
+    session: Connection, name: str, status: str, index: str, ids: list[int] | None
+) -> None:
+    """Whatever the selection, it goes through the index of dead, or of published, rows."""
+    since = TABLES.query("redrive", f"since_{status}")
+    selected = TABLES.query("redrive", "selected", status=sql.Literal(status), since=since)
+    statement = TABLES.query("redrive", name, status=sql.Literal(status), since=since, selected=selected)
+    arguments = {**ANY_ROW, **REDRIVEN, "ids": ids}
+    nodes = plan_of(session, statement.as_string(session), arguments)
+    check(nodes, index, *([PRIMARY] if name == "redrive_batch" else []))
+
+
+@pytest.mark.parametrize("name", ["remove_window", "count_window"])
+@pytest.mark.parametrize("after", [-1, ROWS // 2])
+def test_pruning_needs_no_index_but_the_primary_key(session: Connection, name: str, after: int) -> None:
+    """A window costs what is in it, at the beginning of the table and in its midst."""
+    session.execute(f"update {OUTBOX} set consumed_at = now() - interval '8 days' where id between 90000 and 110000")
+    statement = TABLES.query("prune", name, since=TABLES.query("prune", "settled_since")).as_string(session)
+    arguments = {
+        "after": after,
+        "window": 1_000,
+        "statuses": ["consumed", "dead"],
+        "started_at": datetime.now(UTC),
+        "older_than": 7 * 86_400.0,
+    }
+    nodes = plan_of(session, statement, arguments)
+    check(nodes, PRIMARY)
+    assert {node["Index Name"] for node in nodes if "Index Name" in node} == {PRIMARY}
 
 
 def test_plans_hold_when_the_table_was_never_analyzed(database: Database) -> None:
