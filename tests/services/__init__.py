@@ -4,5 +4,6 @@ from tests.services.eventually import eventually
 from tests.services.kafka import Kafka
 from tests.services.postgres import Database, Postgres
 from tests.services.process import Process, Response, environment
+from tests.services.proxy import TcpProxy
 
-__all__ = ["Database", "Kafka", "Postgres", "Process", "Response", "environment", "eventually"]
+__all__ = ["Database", "Kafka", "Postgres", "Process", "Response", "TcpProxy", "environment", "eventually"]

@@ -24,6 +24,7 @@ from connector.demo.embedded import QUICK_GROUP, EmbeddedBroker, broker_answers,
 from tests.services.choice import Candidate
 from tests.services.containers import Container, docker_host, why_no_docker
 from tests.services.eventually import eventually
+from tests.services.proxy import TcpProxy
 
 APACHE_KAFKA = "4.3.1"
 IMAGE = "apache/kafka:4.1.0"
@@ -67,6 +68,13 @@ class Kafka:
     def close(self) -> None:
         """Stop it for good."""
         self.kill()
+
+    def proxy(self) -> TcpProxy:
+        """Return a proxy through which clients find a broker that names the proxy, not itself, as its address.
+
+        Clients that use `bootstrap_servers` go past it. The test is skipped if the broker's addresses are not ours.
+        """
+        pytest.skip(f"the {self.kind} Kafka names no proxy as its address; needs Apache Kafka as a child process")
 
     def admin(self) -> AdminClient:
         """Return a new client for topics, groups and offsets."""
@@ -125,11 +133,16 @@ class ApacheKafka(Kafka):
         self._directory = directory
         self._port = free_port()
         self._controller_port = free_port()
+        self._proxy_port = free_port()
+        self._behind_proxy_port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    def proxy(self) -> TcpProxy:
+        return TcpProxy("127.0.0.1", self._behind_proxy_port, self._proxy_port)
 
     def start(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -166,8 +179,9 @@ class ApacheKafka(Kafka):
     def _format(self, properties: Path) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         settings = _broker_settings(
-            listeners=f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            advertised=f"PLAINTEXT://{self.bootstrap_servers}",
+            listeners=f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port},"
+            f"PROXIED://127.0.0.1:{self._behind_proxy_port}",
+            advertised=f"PLAINTEXT://{self.bootstrap_servers},PROXIED://127.0.0.1:{self._proxy_port}",
             controller=f"127.0.0.1:{self._controller_port}",
         )
         settings["log.dirs"] = str(self._directory / "data")
@@ -262,7 +276,7 @@ def _broker_settings(*, listeners: str, advertised: str, controller: str) -> dic
         "controller.listener.names": "CONTROLLER",
         "listeners": listeners,
         "advertised.listeners": advertised,
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
         "auto.create.topics.enable": "false",
         # A broker that was killed is let in again only when its last session has expired.

@@ -1,0 +1,1 @@
+"""Random interleavings held to a model."""
