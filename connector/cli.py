@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from connector.errors import ConfigurationError, ConnectorError, ServiceUnavailable, SetupRequired
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_redrive(commands)
     _add_prune(commands)
+    _add_reconcile(commands)
     _add_demo(commands)
 
     return parser
@@ -266,6 +268,75 @@ def _watch(options: StatusOptions, interval: float, *, as_objects: bool) -> int:
         watch(flow.look, text_of, sys.stdout, interval, drawn=drawn)
     except KeyboardInterrupt:
         return DONE
+
+
+# --- reconcile -------------------------------------------------------------------------------------------------------
+
+
+def _add_reconcile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    reconcile = commands.add_parser(
+        "reconcile",
+        help="prove that outbox, Kafka and history agree; exits 1 and names the messages if they do not",
+        description="Compares outbox, Kafka and history, message by message, beside a running pipeline. It only reads,"
+        " and takes part in no consumer group.",
+    )
+    reconcile.add_argument("--since", type=seconds, metavar="2h", help="only what was enqueued since (all)")
+    reconcile.add_argument(
+        "--stuck-after", type=seconds, default=600.0, metavar="10m", help="how long a message may take (10m)"
+    )
+    reconcile.add_argument("--json", action="store_true", help="print one JSON object; notes go to stderr")
+    reconcile.add_argument(
+        "--samples", type=int, default=10, metavar="N", help="damaged messages of a kind to name (10)"
+    )
+    reconcile.add_argument("--rate", type=_positive(float), metavar="N", help="rows a second at most")
+    reconcile.add_argument(
+        "--state", type=Path, metavar="FILE", help="keep the place in a file: an interrupted run goes on from there"
+    )
+    reconcile.set_defaults(command=_reconcile)
+
+
+def _reconcile(arguments: argparse.Namespace) -> int:
+    from connector.handlers import load_handlers
+    from connector.handlers.chat_history import ChatHistoryHandler
+    from connector.ops.reconcile import ReconcileOptions, Reconciliation, as_json, as_lines
+
+    settings = _quiet_settings()
+    in_history = {
+        biz_type: handler for biz_type, handler in load_handlers().items() if isinstance(handler, ChatHistoryHandler)
+    }
+    options = ReconcileOptions(
+        database_url=settings.database_url,
+        kafka=_kafka(settings),
+        tables=_tables(settings),
+        topics=settings.topics,
+        group_id=settings.group_id,
+        parsers={biz_type: handler.parse for biz_type, handler in in_history.items()},
+        strict=settings.key_ordering == "strict",
+        since=arguments.since,
+        stuck_after=arguments.stuck_after,
+        rate=arguments.rate,
+        most_samples=max(0, arguments.samples),
+        state=arguments.state,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # The place is kept whichever of the two comes.
+        signal.signal(number, signal.default_int_handler)
+    watched = sys.stderr.isatty()
+
+    def tell(what: str) -> None:
+        if watched:
+            sys.stderr.write(f"\r\x1b[K{what} …")
+            sys.stderr.flush()
+
+    try:
+        report = Reconciliation(options, tell).run()
+    finally:
+        if watched:
+            sys.stderr.write("\r\x1b[K")
+    _say(as_json(report) if arguments.json else "\n".join(as_lines(report)))
+    if arguments.json:
+        sys.stderr.writelines(f"outbox-connector: {note}\n" for note in report.notes)
+    return DONE if report.ok else FAILED
 
 
 # --- the two processes -----------------------------------------------------------------------------------------------

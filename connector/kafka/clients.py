@@ -129,6 +129,21 @@ class Kafka(NamedTuple):
         configuration.update(error_cb=on_error, on_commit=on_commit)
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
 
+    def log_reader(self, group_id: str, on_error: Callable[[KafkaError], None]) -> Consumer:
+        """Make a consumer that is assigned its partitions, joins no group and commits nothing.
+
+        Raises:
+            ConfigurationError: librdkafka refuses an option.
+        """
+        own: dict[str, str | int | bool] = {
+            "group.id": group_id,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+        configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
+        configuration["error_cb"] = on_error
+        return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
+
     def admin(self) -> Admin:
         """Make an admin client.
 

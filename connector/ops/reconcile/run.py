@@ -1,0 +1,362 @@
+"""Walks outbox and history side by side, then Kafka's logs, and looks again at whatever seemed wrong.
+
+Outbox and history are read in ranges of ids, each in one snapshot, so that a message on its way is seen before or after
+its transaction, never between. Kafka is read after that, so whatever the outbox called published lies before the ends
+of its logs. What is left in doubt is looked at once more at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeVar
+
+import psycopg
+from psycopg import errors
+
+from connector.errors import ConfigurationError, EnvelopeError, ServiceUnavailable, SetupRequired
+from connector.kafka import Kafka, KafkaException, LogScan
+from connector.ops.reconcile.damage import Damage, Flaw, Parsers, flaws
+from connector.ops.reconcile.id_set import IdSet
+from connector.ops.reconcile.progress import Phase, Progress, load, save
+from connector.ops.reconcile.report import Report, Sample
+from connector.ops.reconcile.retention import CLOCK_SKEW_SECONDS, Retention
+from connector.outbox import Status, decode_envelope
+from connector.store.comparison import Comparison, Message, Straggler
+from connector.store.connections import connect, describe, is_conflict
+from connector.store.queries import Tables
+
+_SAVE_SECONDS: Final = 10.0
+_TELL_SECONDS: Final = 1.0
+_AT_ONCE: Final = 1_000
+_OPENING: Final = b'{"outbox_id":'
+_IN_KAFKA: Final = frozenset({Status.PUBLISHED, Status.CONSUMED})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileOptions:
+    """What `reconcile` is told by the settings and its arguments; times in seconds, `rate` in rows a second."""
+
+    database_url: str
+    kafka: Kafka
+    tables: Tables
+    topics: tuple[str, ...]
+    group_id: str
+    parsers: Parsers
+    strict: bool
+    since: float | None
+    stuck_after: float
+    rate: float | None
+    most_samples: int
+    state: Path | None
+
+
+class Reconciliation:
+    """One comparison of everything; it writes nothing but its own state file."""
+
+    def __init__(self, options: ReconcileOptions, tell: Callable[[str], None]) -> None:
+        """Prepare; `tell` hears about once a second how far it is."""
+        self._options = options
+        self._tell = tell
+        self._told = time.monotonic()
+        self._saved = -math.inf
+        self._subject = f"{options.tables.outbox} {options.tables.history} {','.join(options.topics)}"
+        self._progress: Progress
+        self._comparison: Comparison
+        self._retention: Retention
+
+    def run(self) -> Report:
+        """Compare, and return what was found.
+
+        Raises:
+            ServiceUnavailable: PostgreSQL or Kafka does not answer.
+            SetupRequired: a table is missing.
+            ConfigurationError: the role may not read a table, or the state file is of something else.
+        """
+        began = time.monotonic()
+        options = self._options
+        try:
+            with connect(options.database_url, name="outbox-connector reconcile", prepare=False) as connection:
+                self._comparison = Comparison(connection, options.tables)
+                report = self._compare()
+        except (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedColumn) as error:
+            raise SetupRequired(f"{describe(error)}: run `outbox-connector setup`") from error
+        except errors.InsufficientPrivilege as error:
+            raise ConfigurationError(
+                [f"CONNECTOR_DATABASE_URL: {describe(error)}; its role must be able to read outbox and history"]
+            ) from error
+        except psycopg.Error as error:
+            raise ServiceUnavailable(f"PostgreSQL: {describe(error)}{self._how_to_go_on()}") from error
+        except KafkaException as error:
+            raise ServiceUnavailable(f"Kafka: {error.args[0].str()}{self._how_to_go_on()}") from error
+        if options.state is not None:
+            options.state.unlink(missing_ok=True)
+        report.seconds = time.monotonic() - began
+        return report
+
+    def _how_to_go_on(self) -> str:
+        return "" if self._options.state is None else f"; run it again to go on from {self._options.state}"
+
+    def _compare(self) -> Report:
+        options = self._options
+        admin = options.kafka.admin()
+        scan = LogScan(options.kafka, options.group_id)
+        try:
+            partitioner = options.kafka.producer_options.get(
+                "partitioner", options.kafka.options.get("partitioner", "")
+            )
+            self._retention = Retention(admin, scan, java_partitioner=partitioner in {"", "murmur2", "murmur2_random"})
+            for topic in options.topics:
+                self._retention.of(topic)
+            progress = self._begin()
+            if progress is None:
+                return Report()
+            self._progress = progress
+            try:
+                self._walk()
+                stragglers = self._stragglers()
+                self._read_logs(scan, stragglers)
+            finally:
+                self._save()
+            return self._judge(stragglers)
+        finally:
+            scan.close()
+
+    # --- the place ---------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> Progress | None:
+        """Return where to go on, or a beginning; None where there is nothing to compare."""
+        options = self._options
+        if options.state is not None and (kept := load(options.state, self._subject)) is not None:
+            for topic in kept.topics:
+                self._retention.of(topic)
+            return kept
+        span = self._comparison.span()
+        if span is None:
+            return None
+        first, last, now = span
+        since = -math.inf
+        if options.since is not None:
+            since = now - options.since
+            first = self._comparison.first_since(first, last, since)
+        return Progress(since=since, first=first, through=last, after=first - 1)
+
+    def _save(self) -> None:
+        if self._options.state is not None:
+            save(self._options.state, self._progress, self._subject)
+            self._saved = time.monotonic()
+
+    def _step(self, rows: int, what: str) -> None:
+        """After each bounded piece of work: tell, save, and keep to the rate."""
+        now = time.monotonic()
+        if now > self._told + _TELL_SECONDS:
+            self._told = now
+            self._tell(what)
+        if now > self._saved + _SAVE_SECONDS:
+            self._save()
+        if self._options.rate is not None:
+            time.sleep(rows / self._options.rate)
+
+    # --- outbox and history ------------------------------------------------------------------------------------------
+
+    def _walk(self) -> None:
+        progress = self._progress
+        if progress.phase is Phase.MESSAGES:
+            for end in self._ranges():
+                rows = _again_on_conflict(lambda end=end: self._compare_range(end))  # type: ignore[misc]
+                progress.after = end
+                progress.checked += rows
+                self._step(rows, f"{progress.checked:,} messages compared, up to #{end} of #{progress.through}")
+            self._turn_to_places()
+        while progress.phase is Phase.PLACES:
+            for end in self._ranges():
+                _again_on_conflict(lambda end=end: self._order_range(end))  # type: ignore[misc]
+                progress.after = end
+                self._step(0, f"order of keys compared, up to #{end} of #{progress.through}")
+            self._turn_to_places()
+
+    def _turn_to_places(self) -> None:
+        progress = self._progress
+        progress.phase = Phase.PLACES if progress.order.turn_to_what_is_left() else Phase.LOGS
+        progress.after = progress.first - 1
+
+    def _ranges(self) -> Iterator[int]:
+        progress = self._progress
+        while (end := self._comparison.end_of_range(progress.after, progress.through)) is not None:
+            yield end
+
+    def _compare_range(self, end: int) -> int:
+        progress, options = self._progress, self._options
+        elsewhere: dict[str, int] = {}
+        rows = unproved = 0
+        for message in self._comparison.messages(progress.after, end, progress.since):
+            rows += 1
+            outbox_id = message.outbox_id
+            if message.stored:
+                progress.order.see(message.key_hash, outbox_id, message.stored[0].place)
+            elif message.status == Status.CONSUMED and message.biz_type not in options.parsers:
+                elsewhere[message.biz_type] = elsewhere.get(message.biz_type, 0) + 1
+            if any(True for _ in flaws(message, options.parsers, options.stuck_after)):
+                progress.suspects.add(outbox_id)
+            if message.status in _IN_KAFKA:
+                if message.created >= self._retention.of(message.topic).coarse:
+                    progress.expected.add(outbox_id)
+                    progress.topics.add(message.topic)
+                else:
+                    unproved += 1
+        for biz_type, count in elsewhere.items():
+            progress.elsewhere[biz_type] = progress.elsewhere.get(biz_type, 0) + count
+        progress.unproved += unproved
+        return rows
+
+    def _order_range(self, end: int) -> None:
+        progress = self._progress
+        mask, bits = progress.order.share
+        for key, outbox_id, place in self._comparison.places(progress.after, end, progress.since, mask, bits):
+            progress.order.see(key, outbox_id, place)
+
+    def _stragglers(self) -> list[Straggler]:
+        """Return the messages that history has behind a later one, and that nothing in the database explains."""
+        found: list[Straggler] = []
+        for some in _batches(self._progress.order.stragglers.items()):
+            stragglers = self._comparison.stragglers(dict(some))
+            redriven = self._comparison.redriven([straggler.outbox_id for straggler in stragglers])
+            found += [
+                straggler
+                for straggler in stragglers
+                if straggler.outbox_id not in redriven and (self._options.strict or not straggler.retry_count)
+            ]
+        return found
+
+    # --- Kafka -------------------------------------------------------------------------------------------------------
+
+    def _read_logs(self, scan: LogScan, stragglers: Iterable[Straggler]) -> None:
+        progress = self._progress
+        watched = {outbox_id for straggler in stragglers for outbox_id in straggler[:2]}
+        if not progress.stretches:
+            # Where they end now: whatever the outbox has called published lies before that.
+            self._retention.look_again()
+            ranges = {
+                place: stretch for place, stretch in self._retention.ranges.items() if place[0] in progress.topics
+            }
+            starts = {place: first for place, (first, _) in ranges.items()}
+            if progress.since > -math.inf:
+                starts = scan.offsets_at(ranges, progress.since - CLOCK_SKEW_SECONDS)
+            progress.stretches = {place: (starts[place], end) for place, (_, end) in ranges.items()}
+        for records in scan.read(progress.stretches):
+            for record in records:
+                outbox_id = _outbox_id(record.value)
+                if outbox_id is None:
+                    continue
+                if not progress.seen.add(outbox_id):
+                    progress.copies += 1
+                elif outbox_id in watched:
+                    progress.places[outbox_id] = (record.partition[1], record.offset)
+            for record in records:
+                progress.stretches[record.partition] = (record.offset + 1, progress.stretches[record.partition][1])
+            progress.records += len(records)
+            self._step(len(records), f"{progress.records:,} messages read from Kafka")
+
+    # --- the verdict -------------------------------------------------------------------------------------------------
+
+    def _judge(self, stragglers: Iterable[Straggler]) -> Report:
+        progress = self._progress
+        self._retention.look_again()
+        report = Report(checked=progress.checked, records=progress.records)
+        unproved = progress.unproved
+        absent = IdSet()
+        for outbox_id in progress.expected.without(progress.seen):
+            absent.add(outbox_id)
+            progress.suspects.add(outbox_id)
+        for ids in _batches(progress.suspects):
+            for message in _again_on_conflict(lambda ids=ids: list(self._comparison.messages_of(ids))):  # type: ignore[misc]
+                found = list(flaws(message, self._options.parsers, self._options.stuck_after))
+                if message.outbox_id in absent and message.status in _IN_KAFKA:
+                    if self._retention.of(message.topic).covers(message.key, message.created):
+                        found.append(Flaw(Damage.MISSING, f"{message.status}, and not in Kafka"))
+                    else:
+                        unproved += 1
+                self._add(report, message, found)
+        order_unproved, overlapping = self._judge_order(report, stragglers)
+        report.notes += self._notes(unproved, order_unproved, overlapping)
+        return report
+
+    def _add(self, report: Report, message: Message, found: Iterable[Flaw]) -> None:
+        """Count a message once for each kind of damage."""
+        texts: dict[Damage, list[str]] = {}
+        for flaw in found:
+            texts.setdefault(flaw.damage, []).append(flaw.text)
+        for damage, said in texts.items():
+            sample = Sample(message.outbox_id, message.topic, message.key, message.status, "; ".join(said))
+            report.add(damage, sample, self._options.most_samples)
+
+    def _judge_order(self, report: Report, stragglers: Iterable[Straggler]) -> tuple[int, int]:
+        """Judge each straggler by Kafka: a message that it has behind the other one as well was committed later."""
+        progress = self._progress
+        unproved = overlapping = 0
+        for straggler in stragglers:
+            own, other = (progress.places.get(outbox_id) for outbox_id in straggler[:2])
+            if own is None or other is None or own[0] != other[0]:
+                if not self._retention.of(straggler.topic).covers(straggler.key, straggler.created):
+                    unproved += 1
+                    continue
+            elif own > other:
+                overlapping += 1
+                continue
+            text = f"in history behind #{straggler.overtaken_by}, which was enqueued later"
+            sample = Sample(straggler.outbox_id, straggler.topic, straggler.key, Status.CONSUMED, text)
+            report.add(Damage.REORDERED, sample, self._options.most_samples)
+        report.counts[Damage.REORDERED] += progress.order.beyond
+        return unproved, overlapping
+
+    def _notes(self, unproved: int, order_unproved: int, overlapping: int) -> Iterator[str]:
+        progress = self._progress
+        if unproved:
+            yield f"{unproved:,} messages are older than what Kafka keeps: that it had them cannot be proved any more"
+        yield from self._retention.unprovable()
+        if progress.copies:
+            yield f"Kafka holds {progress.copies:,} messages once more, which is no damage: the sink stores each once"
+        for biz_type, count in sorted(progress.elsewhere.items()):
+            yield f"{count:,} messages of {biz_type} are stored by a handler of yours: checked in outbox and Kafka only"
+        if order_unproved:
+            yield f"{order_unproved:,} messages are behind a later one, in an order that Kafka cannot tell any more"
+        if overlapping:
+            yield f"{overlapping:,} messages were committed after a later one of their key, and are stored like that"
+        if progress.order.beyond:
+            yield f"{progress.order.beyond:,} of the reordered messages were only counted: there are too many"
+        if not self._comparison.history_is_indexed:
+            yield "history has no index on outbox_id: run `outbox-connector setup`, or this takes very long"
+
+
+def _outbox_id(value: bytes | None) -> int | None:
+    if value is not None and value.startswith(_OPENING):
+        digits = value[len(_OPENING) : value.find(b",", len(_OPENING), 40)]
+        if digits.isdigit():
+            return int(digits)
+    try:
+        return decode_envelope(value).outbox_id
+    except EnvelopeError:
+        return None
+
+
+def _batches(things: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(things)
+    while some := list(islice(left, _AT_ONCE)):
+        yield some
+
+
+def _again_on_conflict(work: Callable[[], T]) -> T:
+    """Do it again where a standby's recovery was in the way."""
+    while True:
+        try:
+            return work()
+        except psycopg.Error as error:
+            if not is_conflict(error):
+                raise
+            time.sleep(0.1)

@@ -1,0 +1,156 @@
+"""What outbox and history hold of each message, read side by side in bounded ranges and never written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from psycopg import capabilities, sql
+
+from connector.outbox import Table
+from connector.store.bookkeeping import Connection
+from connector.store.inspection import Inspection
+from connector.store.queries import Tables
+
+_RANGE: Final = 2_000
+# Without an index each range reads all of history, so there must be few.
+_RANGE_WITHOUT_INDEX: Final = 200_000
+_LONGEST_BISECTION: Final = 64
+
+
+class Stored(NamedTuple):
+    """A row of history: its id, what the handler gave it, and `created_at` in microseconds since 1970."""
+
+    place: int
+    values: tuple[int, str, str | None, str | None]
+    created: int | None
+
+
+class Message(NamedTuple):
+    """A row of the outbox, and what history has of it.
+
+    `created` is in seconds since 1970; `waits` says for how long it has been published, or due (negative: not yet);
+    `payload` is JSON text, and only there if history has the message.
+    """
+
+    outbox_id: int
+    status: str
+    biz_type: str
+    topic: str
+    key: str
+    key_hash: int
+    created: float
+    waits: float | None
+    payload: str | None
+    stored: list[Stored]
+
+
+class Straggler(NamedTuple):
+    """A message that history has behind a later one of its key; `created` is when the first of both was."""
+
+    outbox_id: int
+    overtaken_by: int
+    topic: str
+    key: str
+    retry_count: int
+    created: float
+
+
+class Comparison:
+    """Reads on one connection in autocommit mode, which it makes read-only."""
+
+    def __init__(self, connection: Connection, tables: Tables) -> None:
+        """Prepare the session.
+
+        Raises:
+            psycopg.Error: the connection broke.
+        """
+        self._connection = connection
+        self._tables = tables
+        connection.execute(tables.query("reconcile", "session").as_string(connection), prepare=False)
+        inspection = Inspection(connection, tables)
+        relation = inspection.relation(tables.history)
+        indexes = relation.indexes if relation else ()
+        self.history_is_indexed = any(i.valid and i.columns[:1] == ("outbox_id",) for i in indexes)
+        # Made by a later migration than the rest.
+        self._has_redrives = inspection.relation(Table(tables.outbox.schema, "outbox_connector_redrives")) is not None
+        self._range = _RANGE if self.history_is_indexed else _RANGE_WITHOUT_INDEX
+
+    def _one(self, name: str, **arguments: object) -> tuple[Any, ...]:
+        record = self._connection.execute(self._tables.query("reconcile", name), arguments).fetchone()
+        assert record is not None
+        return record
+
+    def _stream(self, statement: sql.Composed, arguments: Mapping[str, object]) -> Iterator[tuple[Any, ...]]:
+        """Yield records as they come, so that however large they are only a few of them are in memory."""
+        size = 20 if capabilities.has_stream_chunked() else 1
+        with self._connection.cursor() as cursor:
+            yield from cursor.stream(statement, arguments, binary=True, size=size)
+
+    def span(self) -> tuple[int, int, float] | None:
+        """Return the first and the last id and the time in seconds since 1970, or None for an empty outbox."""
+        first, last, now = self._one("span")
+        return None if first is None else (first, last, now)
+
+    def first_since(self, first: int, last: int, moment: float) -> int:
+        """Return an id before which no row was created after a moment, in seconds since 1970.
+
+        Ids grow with time but for the length of a transaction, so this looks at stretches of rows, not at single ones.
+        """
+        for _ in range(_LONGEST_BISECTION):
+            if first >= last:
+                break
+            middle = (first + last) // 2
+            (newest,) = self._one("newest_of", **{"from": middle})
+            if newest is not None and newest < moment:
+                first = middle + 1
+            else:
+                last = middle
+        return first
+
+    def end_of_range(self, after: int, through: int) -> int | None:
+        """Return the last id of the next range, or None where no row is left."""
+        (end,) = self._one("end_of_range", after=after, through=through, limit=self._range)
+        return None if end is None else int(end)
+
+    def messages(self, after: int, through: int, since: float) -> Iterator[Message]:
+        """Yield the messages of one range that were created since a moment, by id."""
+        which = self._tables.query("reconcile", "in_range")
+        arguments = {"after": after, "through": through, "since": since, "limit": None}
+        return self._messages(which, arguments)
+
+    def messages_of(self, ids: Sequence[int]) -> Iterator[Message]:
+        """Yield the messages of these ids that are there, by id."""
+        return self._messages(self._tables.query("reconcile", "of_ids"), {"ids": list(ids), "limit": None})
+
+    def _messages(self, which: sql.Composed, arguments: Mapping[str, object]) -> Iterator[Message]:
+        records = self._stream(self._tables.query("reconcile", "messages", which=which), arguments)
+        for _, lines in groupby(records, key=itemgetter(0)):
+            same = list(lines)
+            stored = [Stored(line[9], line[10:14], line[14]) for line in same if line[9] is not None]
+            if len(stored) > 1:
+                stored.sort()
+            yield Message._make((*same[0][:9], stored))
+
+    def places(self, after: int, through: int, since: float, mask: int, bits: int) -> Iterator[tuple[int, int, int]]:
+        """Yield key hash, outbox id and place in history, by outbox id, of the keys whose hash ends in `bits`."""
+        arguments = {"after": after, "through": through, "since": since, "mask": mask, "bits": bits}
+        return self._stream(self._tables.query("reconcile", "places"), arguments)
+
+    def stragglers(self, overtaken: Mapping[int, int]) -> list[Straggler]:
+        """Return those that are stragglers indeed, of places in history with the outbox id of an overtaker each."""
+        arguments = {"places": list(overtaken), "overtakers": list(overtaken.values())}
+        return [
+            Straggler(*record)
+            for record in self._connection.execute(self._tables.query("reconcile", "stragglers"), arguments)
+        ]
+
+    def redriven(self, ids: Sequence[int]) -> set[int]:
+        """Return those of these messages that somebody has put back."""
+        if not ids or not self._has_redrives:
+            return set()
+        arguments = {"ids": list(ids), "outbox": str(self._tables.outbox)}
+        records = self._connection.execute(self._tables.query("reconcile", "redriven"), arguments)
+        return {outbox_id for (outbox_id,) in records}

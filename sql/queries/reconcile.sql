@@ -1,0 +1,89 @@
+-- What `reconcile` and the sink's own proof ask. Nothing here writes, locks a row, or keeps a snapshot for longer than
+-- one bounded range of ids.
+
+-- name: session
+-- Read-only, and no heavier on the server than it must be. The plan that suits a range depends on the range.
+set default_transaction_read_only = on; set plan_cache_mode = force_custom_plan;
+set max_parallel_workers_per_gather = 0; set jit = off
+
+-- name: span
+-- The first and the last id there is, and the time.
+select (select min(id) from {outbox}), (select max(id) from {outbox}),
+       extract(epoch from clock_timestamp())::double precision;
+
+-- name: newest_of
+-- The latest creation among the rows that follow an id.
+select extract(epoch from max(few.created_at))::double precision
+  from (select o.created_at from {outbox} as o
+         where o.id >= %(from)s and isfinite(o.created_at) order by o.id limit 200) as few;
+
+-- name: messages
+-- Rows of the outbox, each beside what history holds of it, as one snapshot shows both: one line for each history row,
+-- or one with nulls.
+select o.id, o.status, o.biz_type, o.topic, o.message_key, hashtextextended(o.message_key, hashtext(o.topic)),
+       extract(epoch from o.created_at)::double precision,
+       extract(epoch from statement_timestamp())::double precision
+           - extract(epoch from case o.status when 'published' then coalesce(o.published_at, o.updated_at)
+                                              when 'pending' then coalesce(o.next_retry_at, o.updated_at)
+                                end)::double precision,
+       case when h.id is not null then o.payload::text end,
+       h.id, h.user_id, h.chat_id::text, h.message_content, h.role::text,
+       case when isfinite(h.created_at) then (extract(epoch from h.created_at) * 1000000)::bigint end
+  from (select *
+          from {outbox}
+         where {which}
+         order by id
+         limit %(limit)s) as o
+  left join {history} as h on h.outbox_id = o.id
+ order by o.id;
+
+-- name: in_range
+id > %(after)s and id <= %(through)s and created_at >= to_timestamp(%(since)s)
+
+-- name: of_ids
+id = any (%(ids)s::bigint[])
+
+-- name: end_of_range
+-- The id at which a range of so many rows ends.
+select max(few.id)
+  from (select o.id from {outbox} as o
+         where o.id > %(after)s and o.id <= %(through)s order by o.id limit %(limit)s) as few;
+
+-- name: places
+-- Where history has the messages of a range, for those keys whose hash ends in certain bits.
+select hashtextextended(o.message_key, hashtext(o.topic)), o.id, min(h.id)
+  from {outbox} as o
+  join {history} as h on h.outbox_id = o.id
+ where o.id > %(after)s and o.id <= %(through)s and o.created_at >= to_timestamp(%(since)s)
+   and hashtextextended(o.message_key, hashtext(o.topic)) & %(mask)s = %(bits)s
+ group by o.id
+ order by o.id;
+
+-- name: stragglers
+-- Messages by their place in history, each with a later one of its key that is stored before it.
+with suspects as materialized (
+    select early.id, late.id as overtaker, early.topic, early.message_key, early.retry_count,
+           extract(epoch from least(early.created_at, late.created_at))::double precision as created
+      from unnest(%(places)s::bigint[], %(overtakers)s::bigint[]) as i (place, overtaker)
+      join {history} as h on h.id = i.place
+      join {outbox} as early on early.id = h.outbox_id
+      join {outbox} as late on late.id = i.overtaker
+     where early.topic = late.topic and early.message_key = late.message_key and early.id < late.id
+),
+stored as materialized (
+    select h.outbox_id, min(h.id) as place
+      from {history} as h
+     where h.outbox_id in (select id from suspects union select overtaker from suspects)
+     group by h.outbox_id
+)
+select s.id, s.overtaker, s.topic, s.message_key, s.retry_count, s.created
+  from suspects as s
+  join stored as early on early.outbox_id = s.id
+  join stored as late on late.outbox_id = s.overtaker
+ where early.place > late.place
+ order by s.id;
+
+-- name: redriven
+-- Those of a few messages that somebody has put back: they are stored behind what came after them, and may be.
+select distinct r.outbox_id from {redrives} as r
+ where r.outbox_id = any (%(ids)s::bigint[]) and r.outbox_table = %(outbox)s;

@@ -1,0 +1,262 @@
+"""`reconcile` names every message that is not as it should be, and none that is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from confluent_kafka import Producer
+
+from tests.integration.scenario import OUTBOX, is_streaming, one, set_up
+from tests.services import Database, Kafka, Process, eventually
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Start = Callable[..., Process]
+
+HISTORY = "public.chat_histories"
+KINDS = ["missing", "stuck", "duplicated", "reordered", "differing"]
+
+
+@pytest.fixture
+def connection(connector_env: dict[str, str], database: Database) -> Iterator[Connection]:
+    """A pipeline that is set up, by its database."""
+    set_up(connector_env)
+    with database.connect() as connection:
+        yield connection
+
+
+def enqueue(connection: Connection, topic: str, chat: str, messages: int = 1, **payload: Any) -> list[int]:
+    """Enqueue messages of one conversation, each in a transaction of its own; return their ids."""
+    return [
+        one(
+            connection,
+            "select outbox_enqueue('chat_history_persist', %s, %s, %s::jsonb)",
+            [topic, chat, json.dumps({"user_id": 7, "chat_id": chat, "message_content": str(number), **payload})],
+        )
+        for number in range(messages)
+    ]
+
+
+def statuses(connection: Connection) -> dict[str, int]:
+    """Count the rows by status."""
+    return dict(connection.execute(f"select status, count(*) from {OUTBOX} group by status").fetchall())
+
+
+def all_consumed(connection: Connection, within: float = 60) -> None:
+    """Wait until every message is."""
+    eventually(lambda: statuses(connection).keys() == {"consumed"}, within=within, what="the storing of everything")
+
+
+def reconciled(connector: Start, *arguments: str, code: int | None = None, **variables: str) -> Any:
+    """Run `reconcile --json`, hold its exit code against its verdict, and return its document."""
+    process = connector("reconcile", "--json", *arguments, **variables)
+    ended = process.wait(60)
+    assert process.stdout, process.stderr
+    document = json.loads(process.stdout)
+    assert ended == (0 if document["ok"] else 1)
+    assert document["ok"] is not any(document[kind] for kind in KINDS)
+    assert code is None or code == ended, document
+    return document
+
+
+def named(document: Any) -> dict[str, list[int]]:
+    """Return the ids of the samples by kind of damage, those without any left out."""
+    samples = {kind: [sample["outbox_id"] for sample in document["samples"][kind]] for kind in KINDS}
+    assert {kind: len(ids) for kind, ids in samples.items()} == {kind: document[kind] for kind in KINDS}
+    return {kind: ids for kind, ids in samples.items() if ids}
+
+
+def test_an_empty_outbox_is_proved(connection: Connection, connector: Start) -> None:
+    """Nothing is no damage; the document has the fields of the contract, and no more."""
+    document = reconciled(connector)
+    assert document == {"ok": True, "checked": 0, **dict.fromkeys(KINDS, 0), "samples": {kind: [] for kind in KINDS}}
+
+
+def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
+    connection: Connection, topic: str, connector: Start
+) -> None:
+    """Damage of every kind, planted by hand, is named by the ids of its messages, and nothing else is."""
+    is_streaming(connector("reader"))
+    sink = connector("sink")
+    moment = {"created_at": "2026-01-02T03:04:05.678+02:00", "role": "user"}
+    rows = {chat: enqueue(connection, topic, chat, 8, **moment) for chat in ("a", "b", "c")}
+    all_consumed(connection)
+    assert reconciled(connector)["checked"] == 24
+    sink.stop()
+
+    place: dict[int, int] = dict(connection.execute(f"select outbox_id, id from {HISTORY}").fetchall())
+    lost, doubled, altered, early, unread = rows["a"][2], rows["a"][4], rows["b"][1], rows["b"][5], rows["c"][0]
+    connection.execute(f"delete from {HISTORY} where outbox_id = %s", [lost])
+    connection.execute("drop index chat_histories_outbox_id_key")
+    copied = "user_id, chat_id, message_content, role, created_at, outbox_id"
+    connection.execute(
+        f"insert into {HISTORY} ({copied}) select {copied} from {HISTORY} where outbox_id = %s", [doubled]
+    )
+    connection.execute(f"update {HISTORY} set message_content = 'not this' where outbox_id = %s", [altered])
+    connection.execute(
+        f"update {HISTORY} set created_at = created_at + interval '1 microsecond' where outbox_id = %s", [unread]
+    )
+    late = rows["b"][6]
+    for outbox_id, new in ((early, -1), (late, place[early]), (early, place[late])):
+        connection.execute(f"update {HISTORY} set id = %s where outbox_id = %s", [new, outbox_id])
+    (stuck,) = enqueue(connection, topic, "d")
+    eventually(lambda: statuses(connection).get("published") == 1, what="the publishing of the stuck message")
+    connection.execute(f"update {OUTBOX} set published_at = now() - interval '11 minutes' where id = %s", [stuck])
+    overdue = one(
+        connection,
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, next_retry_at)"
+        " values ('chat_history_persist', %s, 'e', '{}', '-infinity') returning id",
+        [topic],
+    )
+    unsent = one(
+        connection,
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status)"
+        " values ('somebody_elses', %s, 'f', '{}', 'consumed') returning id",
+        [topic],
+    )
+    dead = one(
+        connection,
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status)"
+        " values ('chat_history_persist', %s, 'g', '{}', 'dead') returning id",
+        [topic],
+    )
+    connection.execute(f"insert into {HISTORY} (user_id, chat_id, outbox_id) values (1, 'g', %s)", [dead])
+
+    assert named(reconciled(connector)) == {
+        "missing": [lost, unsent],
+        "stuck": [stuck, overdue],
+        "duplicated": [doubled],
+        "reordered": [early],
+        "differing": [altered, unread, dead],
+    }
+    people = connector("reconcile")
+    assert people.wait() == 1
+    for outbox_id in (lost, unsent, stuck, overdue, doubled, early, altered, unread, dead):
+        assert f"#{outbox_id} " in people.stdout
+    assert named(reconciled(connector, "--stuck-after", "1h")).get("stuck") == [overdue]
+
+
+@contextmanager
+def busy(database: Database, topic: str) -> Iterator[threading.Event]:
+    """Enqueue from several transactions at a time, often into the same conversations, until the event is set."""
+    over = threading.Event()
+    problems: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            with database.connect(autocommit=False) as connection:
+                turn = 0
+                while not over.wait(0.05):
+                    turn += 1
+                    for chat in (f"chat-{turn % 7}", f"chat-{(turn * number) % 7}"):
+                        enqueue(connection, topic, chat, 2)
+                    connection.commit()
+        except psycopg.Error as error:
+            problems.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(1, 4)]
+    for writer in writers:
+        writer.start()
+    try:
+        yield over
+    finally:
+        over.set()
+        for writer in writers:
+            writer.join()
+    assert problems == []
+
+
+def test_nothing_is_named_while_the_pipeline_is_busy(
+    connection: Connection, database: Database, topic: str, connector: Start
+) -> None:
+    """With messages in flight, in retry and held, and writers of one key that overlap, nothing is taken for damage."""
+    connection.execute("create table agent_chats (chat_id varchar(36) primary key)")
+    connection.execute(f"alter table {HISTORY} add foreign key (chat_id) references agent_chats")
+    connection.execute("insert into agent_chats select 'chat-' || n from generate_series(1, 6) as n")
+    is_streaming(connector("reader"))
+    connector("sink")
+    with busy(database, topic) as over:
+        eventually(
+            lambda: one(connection, f"select count(*) > 2 from {OUTBOX} where next_retry_at is not null"),
+            within=30,
+            what="messages in retry and held",
+        )
+        for _ in range(3):
+            assert named(reconciled(connector)) == {}
+        assert named(reconciled(connector, "--since", "2s")) == {}
+        connection.execute("insert into agent_chats values ('chat-0')")
+        assert named(reconciled(connector)) == {}
+        over.set()
+    all_consumed(connection)
+    document = reconciled(connector)
+    assert document["ok"], document
+    assert document["checked"] == one(connection, f"select count(*) from {OUTBOX}")
+
+
+def stored_and_sent(connection: Connection, kafka: Kafka, topic: str, rows: int) -> None:
+    """Fill outbox, history and topic as if the pipeline had carried so many messages of 60,000 conversations."""
+    payload = "jsonb_build_object('user_id', 7, 'chat_id', 'chat-' || n %% 60000, 'message_content', n::text)"
+    connection.execute(
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status, published_at, consumed_at)"
+        f" select 'chat_history_persist', %s, 'chat-' || n %% 60000, {payload}, 'consumed', now(), now()"
+        "   from generate_series(1, %s) as n",
+        [topic, rows],
+    )
+    connection.execute(
+        f"insert into {HISTORY} (user_id, chat_id, message_content, outbox_id)"
+        f" select 7, 'chat-' || n %% 60000, n::text, n from generate_series(1, %s) as n",
+        [rows],
+    )
+    connection.execute(f"analyze {OUTBOX}, {HISTORY}")
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "linger.ms": 20, "log_level": 0})
+    for number in range(1, rows + 1):
+        value = b'{"outbox_id":%d,"biz_type":"chat_history_persist","attempt":0,"payload":{}}' % number
+        while True:
+            try:
+                producer.produce(topic, value, f"chat-{number % 60000}")
+                break
+            except BufferError:
+                producer.poll(0.1)
+    assert producer.flush(30) == 0
+
+
+MEMORY_LIMIT_MB = 130
+
+
+@pytest.mark.slow
+def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes_on(
+    connection: Connection, kafka: Kafka, topic: str, connector: Start, tmp_path: Path
+) -> None:
+    """300,000 messages take little memory; stopped on its way, it goes on from there and finds what is wrong."""
+    rows = 300_000
+    stored_and_sent(connection, kafka, topic, rows)
+    connection.execute(f"delete from {HISTORY} where outbox_id in (7, %s)", [rows - 7])
+    state = tmp_path / "state"
+    first = connector("reconcile", "--state", str(state), "--rate", "30000")
+    eventually(state.exists, within=30, what="its first ranges")
+    assert first.stop() == 1
+    kept = json.loads(state.read_text("utf-8"))
+    assert 0 < kept["after"] < rows
+    # What lies behind it is not looked at again; what is ahead is.
+    connection.execute(f"delete from {HISTORY} where outbox_id in (8, %s)", [rows - 8])
+
+    largest = 0.0
+    second = connector("reconcile", "--json", "--state", str(state))
+    while second.returncode is None:
+        try:
+            largest = max(largest, second.rss_mb)
+        except psutil.NoSuchProcess:
+            break
+    assert second.wait() == 1
+    document = json.loads(second.stdout)
+    assert document["checked"] == rows
+    assert named(document) == {"missing": [7, rows - 8, rows - 7]}
+    assert largest < MEMORY_LIMIT_MB
+    assert not state.exists()
