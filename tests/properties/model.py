@@ -28,6 +28,7 @@ class Row:
     """What a row of the outbox must be; `due` is the earliest that its next attempt may be due.
 
     `version` counts the changes that the row has seen, and `failed` tells that the last of them was a failure.
+    `redriven` is the attempt that the last redrive gave it, `was_dead` that it was put back from its end.
     """
 
     key: str
@@ -37,7 +38,8 @@ class Row:
     due: datetime | None = None
     version: int = 0
     failed: bool = False
-    redriven: bool = False
+    redriven: int = 0
+    was_dead: bool = False
 
     @property
     def live(self) -> bool:
@@ -69,7 +71,7 @@ class Delivery(NamedTuple):
 
 def failed(row: Row, attempt: int, now: datetime, *, final: bool) -> Row:
     """Return a row after a failed attempt."""
-    if not row.live or (attempt < row.retry_count and not final):
+    if not row.live or attempt < row.retry_count:
         return row
     count = row.retry_count if final else row.retry_count + 1
     dead = final or count >= row.max_retry
@@ -97,6 +99,22 @@ def stored(row: Row) -> Row:
 def marked(row: Row) -> Row:
     """Return a row whose copy Kafka has acknowledged; its due time stays until it is settled."""
     return replace(row, status="published", version=row.version + 1, failed=False)
+
+
+def redriven(row: Row, now: datetime) -> Row:
+    """Return a row that an operator has put back: every earlier copy is stale, and it has all its attempts again."""
+    attempt = row.retry_count + 1
+    return replace(
+        row,
+        status="pending",
+        retry_count=attempt,
+        max_retry=attempt + max(1, row.max_retry - row.redriven),
+        due=now,
+        version=row.version + 1,
+        failed=False,
+        redriven=attempt,
+        was_dead=row.was_dead or not row.live,
+    )
 
 
 class Settled(NamedTuple):
@@ -139,12 +157,12 @@ def settle(rows: Mapping[int, Row], batch: Sequence[Delivery], now: datetime, *,
 
 
 def out_of_order(history: Sequence[int], rows: Mapping[int, Row]) -> list[tuple[int, int]]:
-    """Return pairs of one key that history has in another order than the outbox; redriven rows may come late."""
+    """Return pairs of one key that history has in another order than the outbox; those that were dead may come late."""
     last: dict[str, int] = {}
     wrong = []
     for outbox_id in history:
         row = rows[outbox_id]
-        if row.redriven:
+        if row.was_dead:
             continue
         if last.get(row.key, 0) > outbox_id:
             wrong.append((last[row.key], outbox_id))

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -28,10 +29,11 @@ from hypothesis.stateful import (
 )
 
 from connector.backoff import backoff
-from connector.outbox import Failure, Fence, OutboxRow
+from connector.outbox import Failure, Fence, OutboxRow, Status
 from connector.store.bookkeeping import Bookkeeping
+from connector.store.redrives import Redrives, Run, Selection
 from connector.store.settlement import Item, Result, Settlement
-from tests.integration.outbox_table import OutboxTable, item
+from tests.integration.outbox_table import TABLES, OutboxTable, item
 from tests.properties import model
 from tests.properties.model import Copy, Delivery, Row, Verdict
 from tests.services import Database
@@ -68,6 +70,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self, outbox: OutboxTable, books: Bookkeeping, sinks: Sinks) -> None:
         super().__init__()
         self.outbox = outbox
+        self.redrives = Redrives(outbox.connection, TABLES)
         self.books = books
         self.sinks = sinks
         self.strict = True
@@ -275,6 +278,19 @@ class Machine(RuleBasedStateMachine):
         result = self.sink.settle([item(1 << 40)], [Failure(1 << 41, 0, "failed", "reason")])
         assert [outcome.what for outcome in result.outcomes] == ["missing"]
         assert result.settled == []
+
+    # --- the operator ----------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.open is None)
+    @rule(status=st.sampled_from([Status.DEAD, Status.PUBLISHED]), key=st.sampled_from([None, "a"]), limit=COUNTS)
+    def redrive(self, status: Literal[Status.DEAD, Status.PUBLISHED], key: str | None, limit: int) -> None:
+        """Dead or stuck rows go back to pending, lowest ids first."""
+        expected = [n for n, row in sorted(self.rows.items()) if row.status == status and key in {None, row.key}]
+        now = self.redrives.clock()
+        run = Run(uuid4(), "somebody@somewhere", None, now)
+        assert self.redrives.move(Selection(status=status, key=key), run, None, limit) == expected[:limit]
+        for outbox_id in expected[:limit]:
+            self.rows[outbox_id] = model.redriven(self.rows[outbox_id], now)
 
     # --- what must hold ------------------------------------------------------------------------------------------
 
