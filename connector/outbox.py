@@ -51,13 +51,17 @@ class Fence(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One failed attempt at a row; a `final` one leaves the row dead at once. `reason` is a short word for metrics."""
+    """One failed attempt at a row; `reason` is a short word for metrics.
+
+    A `final` one leaves the row dead at once. A `blameless` one was another message's fault: it costs no retry.
+    """
 
     outbox_id: int
     attempt: int
     error: str
     reason: str
     final: bool = False
+    blameless: bool = False
 
 
 class OutboxRow(NamedTuple):

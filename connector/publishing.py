@@ -52,9 +52,17 @@ class Shipment:
 
     def add(self, row: OutboxRow) -> None:
         """Hand a row to the producer. Whatever becomes of it, the lot hears of it."""
-        value = encode_envelope(row)
-        self.lot.add(row.fence, len(value) + len(row.key))
-        self._publishing.produce(self, row, value)
+        if row.fence.outbox_id > 0:
+            value = encode_envelope(row)
+            self.lot.add(row.fence, len(value) + len(row.key))
+            self._publishing.produce(self, row, value)
+        else:
+            self.lot.add(row.fence, 0)
+            # No consumer would take its message for one of ours, and nothing would ever settle the row.
+            self.lot.awaited -= 1
+            text = f"the id of a message must be positive, and this is {row.fence.outbox_id}: enqueue it again"
+            attempt = max(0, row.fence.retry_count)
+            self.lot.failed(Failure(row.fence.outbox_id, attempt, text, "id_not_positive", final=True))
 
     def close(self) -> None:
         """Add no more rows."""
@@ -95,6 +103,7 @@ class Publishing:
         self._broken: str | None = None
         self.in_flight = 0
         self._bytes_in_flight = 0
+        self._refused: list[Lot] = []
         self._publisher = self._new_publisher()
 
     def _new_publisher(self) -> Publisher:
@@ -108,12 +117,18 @@ class Publishing:
         self._broken = None
         self.in_flight = 0
         self._bytes_in_flight = 0
+        self._refused = []
         self._publisher = self._new_publisher()
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be handed over; one message of any size always fits into an empty pipe."""
-        return self.in_flight < MOST_IN_FLIGHT and self._bytes_in_flight < MOST_BYTES_IN_FLIGHT
+        """Whether more may be handed over; one message of any size always fits into an empty pipe.
+
+        A refusal closes the pipe until it is written to its row: what follows it in its key must find that there.
+        """
+        if self._refused:
+            self._refused = [lot for lot in self._refused if not lot.written]
+        return self.in_flight < MOST_IN_FLIGHT and self._bytes_in_flight < MOST_BYTES_IN_FLIGHT and not self._refused
 
     def publish(self, rows: Iterable[OutboxRow], *, due: bool) -> Lot:
         """Publish rows of the table, in this order."""
@@ -194,6 +209,11 @@ class Publishing:
                 " Create the topic, or let this client write to it"
             )
             lot.failed(attempt._replace(error=text, reason="topic_refused"))
+            self._refused.append(lot)
+        elif fate is Fate.NEIGHBOUR_REFUSED:
+            text = f"Kafka refused another message of the same batch for topic {topic}: {error.str()}"
+            lot.failed(attempt._replace(error=text, reason="neighbour_refused", blameless=True))
+            self._refused.append(lot)
         else:
             self._broken = f"delivery failed for no fault of the message: {error.str()} ({error.name()})"
 

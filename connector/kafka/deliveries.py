@@ -22,6 +22,7 @@ class Fate(Enum):
 
     TOO_LARGE = auto()
     TOPIC_REFUSED = auto()
+    NEIGHBOUR_REFUSED = auto()
     NOT_ITS_FAULT = auto()
 
 
@@ -44,6 +45,9 @@ def fate_of(error: KafkaError) -> Fate:
     """Tell what a delivery error means for the message it came for."""
     if error.code() in _TOO_LARGE:
         return Fate.TOO_LARGE
+    if error.code() == KafkaError._INVALID_DIFFERENT_RECORD:  # noqa: SLF001
+        # A broker that checks records refuses a batch for one of them, and says which.
+        return Fate.NEIGHBOUR_REFUSED
     return Fate.TOPIC_REFUSED if error.code() in _REFUSED else Fate.NOT_ITS_FAULT
 
 

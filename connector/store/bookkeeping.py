@@ -54,28 +54,24 @@ def settle_failures(connection: Connection, tables: Tables, failures: Sequence[F
     settled: list[Settled] = []
     final = [failure for failure in failures if failure.final]
     if final:
-        rows = connection.execute(
-            tables.query("sink", "mark_dead"),
-            {
-                "ids": [f.outbox_id for f in final],
-                "attempts": [f.attempt for f in final],
-                "errors": [trim_error(f.error) for f in final],
-            },
-        )
+        rows = connection.execute(tables.query("sink", "mark_dead"), _arguments(final))
         settled.extend(Settled(outbox_id, dead=True, due_in=None) for (outbox_id,) in rows)
     passing = [failure for failure in failures if not failure.final]
     if passing:
+        costs = [0 if f.blameless else 1 for f in passing]
         rows = connection.execute(
-            tables.query("sink", "schedule_retries"),
-            {
-                "ids": [f.outbox_id for f in passing],
-                "attempts": [f.attempt for f in passing],
-                "errors": [trim_error(f.error) for f in passing],
-                "delays": list(DELAYS),
-            },
+            tables.query("sink", "schedule_retries"), {**_arguments(passing), "costs": costs, "delays": list(DELAYS)}
         )
         settled.extend(Settled(outbox_id, status == "dead", due_in) for outbox_id, status, _, due_in in rows)
     return settled
+
+
+def _arguments(failures: Sequence[Failure]) -> dict[str, list[Any]]:
+    return {
+        "ids": [failure.outbox_id for failure in failures],
+        "attempts": [failure.attempt for failure in failures],
+        "errors": [trim_error(failure.error) for failure in failures],
+    }
 
 
 def wake_reader(connection: Connection, tables: Tables, due_in: float) -> None:
@@ -125,7 +121,12 @@ class Bookkeeping:
 
     def due_rows(self, limit: int) -> list[OutboxRow]:
         """Return rows whose next attempt is due, in publishing order."""
-        return [_row(record) for record in self._fetch("due_rows", limit=limit)]
+        records = self._fetch("due_rows", limit=limit).fetchall()
+        infinite = [outbox_id for outbox_id, *_, updated_at, due_at in records if None in {updated_at, due_at}]
+        if infinite:
+            self._fetch("make_times_finite", ids=infinite)
+            return self.due_rows(limit)
+        return [_row(record) for record in records]
 
     def seconds_to_next_due(self) -> float | None:
         """Return how long until the next attempt of any row is due (negative: overdue), or None."""

@@ -28,23 +28,32 @@ update {outbox} as o
  where o.id = standing.id;
 
 -- name: due_rows
--- Rows whose next attempt is due, in the order in which they must reach Kafka.
+-- Rows whose next attempt is due, in the order in which they must reach Kafka. A time that is infinite comes as null.
 select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(o.payload::text, 'UTF8'),
        convert_to(o.headers::text, 'UTF8'), o.retry_count,
-       (extract(epoch from o.updated_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint,
-       (extract(epoch from o.next_retry_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint
+       case when isfinite(o.updated_at)
+            then (extract(epoch from o.updated_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint end,
+       case when isfinite(o.next_retry_at)
+            then (extract(epoch from o.next_retry_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint end
   from {outbox} as o
  where o.status = 'pending' and o.next_retry_at is not null and o.next_retry_at <= statement_timestamp()
-   and o.next_retry_at > '-infinity' and isfinite(o.updated_at)
  order by o.next_retry_at, o.id
  limit %(limit)s;
 
+-- name: make_times_finite
+-- Somebody has set times by hand that no copy could be fenced with: these rows are due now.
+update {outbox} as o
+   set next_retry_at = statement_timestamp(), updated_at = statement_timestamp()
+ where o.id = any (%(ids)s::bigint[])
+   and o.status = 'pending'
+   and not (isfinite(o.next_retry_at) and isfinite(o.updated_at));
+
 -- name: seconds_to_next_due
 -- How long until the next attempt of any row is due; null where none waits.
-select extract(epoch from o.next_retry_at - statement_timestamp())::double precision
+select case when isfinite(o.next_retry_at)
+            then extract(epoch from o.next_retry_at - statement_timestamp())::double precision else 0 end
   from {outbox} as o
- where o.status = 'pending' and o.next_retry_at is not null
-   and o.next_retry_at > '-infinity' and o.next_retry_at < 'infinity'
+ where o.status = 'pending' and o.next_retry_at is not null and o.next_retry_at < 'infinity'
  order by o.next_retry_at, o.id
  limit 1;
 
@@ -62,10 +71,12 @@ select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(
  limit %(limit)s;
 
 -- name: catch_up_rows
--- Every pending row that no retry will bring, oldest first, up to an id.
+-- Every pending row that no retry will bring, oldest first, up to an id. An infinite time comes as the stream sends it.
 select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(o.payload::text, 'UTF8'),
        convert_to(o.headers::text, 'UTF8'), o.retry_count,
-       (extract(epoch from o.updated_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint,
+       case when isfinite(o.updated_at)
+            then (extract(epoch from o.updated_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint
+            else 9223372036854775807 end,
        null::bigint
   from {outbox} as o
  where o.status = 'pending' and o.next_retry_at is null and o.id <= %(through)s

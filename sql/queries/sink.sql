@@ -114,12 +114,16 @@ select i.outbox_id,
 
 -- name: schedule_retries
 -- Write down failures: each row that still waits for the attempt that failed gets its next due time, or is dead once
--- its attempts are used up. A stale copy's failure changes nothing. `delays` are the seconds after the 1st, 2nd, … failure.
+-- its attempts are used up. A stale copy's failure changes nothing. `delays` are the seconds after the 1st, 2nd, … failure;
+-- `costs` are 0 for what failed with another message's fault: it is tried again, as the same attempt.
 with failed as (
-    select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(errors)s::text[]) as f (id, attempt, error)
+    select *
+      from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(errors)s::text[], %(costs)s::integer[])
+           as f (id, attempt, error, cost)
 ),
 standing as materialized (
-    select o.id, failed.error
+    select o.id, failed.error, least(o.retry_count::bigint + failed.cost, 2147483647) as retry_count,
+           failed.cost > 0 and o.retry_count::bigint + failed.cost >= o.max_retry as used_up
       from {outbox} as o
       join failed using (id)
      where o.status in ('pending', 'published') and failed.attempt >= o.retry_count
@@ -127,12 +131,12 @@ standing as materialized (
        for update of o
 )
 update {outbox} as o
-   set retry_count = least(o.retry_count::bigint + 1, 2147483647),
-       status = case when o.retry_count::bigint + 1 >= o.max_retry then 'dead' else 'pending' end,
+   set retry_count = standing.retry_count,
+       status = case when standing.used_up then 'dead' else 'pending' end,
        next_retry_at = case
-           when o.retry_count::bigint + 1 >= o.max_retry then null
+           when standing.used_up then null
            else clock_timestamp() + interval '1 second'
-                * (%(delays)s::integer[])[greatest(1, least(o.retry_count::bigint + 1, cardinality(%(delays)s::integer[])))]
+                * (%(delays)s::integer[])[greatest(1, least(standing.retry_count, cardinality(%(delays)s::integer[])))]
        end,
        last_error = standing.error,
        updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')

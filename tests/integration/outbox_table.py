@@ -98,7 +98,7 @@ class OutboxTable:
 
     def status(self, outbox_id: int) -> str:
         """Return a row's status."""
-        return self.row(outbox_id).status
+        return str(self._one("select status from agent_outbox_messages where id = %s", outbox_id))
 
     def fence(self, outbox_id: int) -> Fence:
         """Return what a copy of the row would show, were it read now."""

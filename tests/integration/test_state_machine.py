@@ -286,6 +286,19 @@ def test_a_stale_copys_final_failure_leaves_its_row_alive(outbox: OutboxTable) -
     assert outbox.status(outbox_id) == "dead"
 
 
+def test_a_failure_by_another_messages_fault_costs_no_retry(outbox: OutboxTable) -> None:
+    """The row is tried again as the same attempt, holding back what follows it meanwhile; it never dies of that."""
+    outbox_id = outbox.new(max_retry=1)
+    behind = outbox.new()
+    failure = Failure(outbox_id, 0, "another record of the batch", "neighbour_refused", blameless=True)
+    (settled,) = outbox.bookkeeping().settle_failures([failure])
+    row = outbox.row(outbox_id)
+    assert (row.status, row.retry_count, settled.dead) == ("pending", 0, False)
+    assert settled.due_in == pytest.approx(1.0, abs=0.5)
+    (outcome,) = outbox.settlement().settle([item(behind)], []).outcomes
+    assert outcome.what == "held"
+
+
 def test_two_copies_that_fail_in_one_batch_cost_one_retry(outbox: OutboxTable) -> None:
     """The same attempt, delivered twice and failed twice at once, counts once."""
     outbox_id = outbox.new()
