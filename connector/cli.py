@@ -505,6 +505,12 @@ def _add_redrive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     which.add_argument(
         "--stuck", action="store_true", help="rows that are published and were never consumed, instead of dead ones"
     )
+    which.add_argument(
+        "--dead-letters",
+        action="store_true",
+        help="values in the dead-letter topic that named no row, back to their own topics; with --key, --error-like and"
+        " --older-than",
+    )
     how = redrive.add_argument_group("how")
     how.add_argument("--yes", action="store_true", help="do it")
     how.add_argument("--reason", type=_utf8, metavar="TEXT", help="why, for the record")
@@ -517,6 +523,8 @@ def _redrive(arguments: argparse.Namespace) -> int:
     from connector.outbox import Status
     from connector.store.redrives import Selection
 
+    if arguments.dead_letters:
+        return _redrive_letters(arguments)
     conditions = (arguments.id, arguments.key, arguments.biz_type, arguments.error_like, arguments.older_than)
     if not (arguments.all or arguments.stuck or any(condition is not None for condition in conditions)):
         arguments.usage_error(
@@ -540,6 +548,33 @@ def _redrive(arguments: argparse.Namespace) -> int:
                 error_like=arguments.error_like,
                 older_than=older_than,
             ),
+            reason=arguments.reason,
+            rate=arguments.rate or RATE,
+        ),
+        sys.stdout,
+        really=arguments.yes,
+    )
+    return DONE
+
+
+def _redrive_letters(arguments: argparse.Namespace) -> int:
+    from connector.ops.redrive import RATE
+    from connector.ops.redrive_letters import LetterOptions, redrive_letters
+
+    if arguments.id or arguments.biz_type is not None or arguments.stuck:
+        arguments.usage_error("dead letters name no row: --id, --biz-type and --stuck do not go with --dead-letters")
+    settings = _operator_settings(_BOTH)
+    redrive_letters(
+        LetterOptions(
+            database_url=settings.database_url,
+            kafka=_kafka(settings),
+            tables=_tables(settings),
+            topics=settings.topics,
+            dead_letter_topic=settings.dead_letter_topic,
+            start_deadline_seconds=settings.start_deadline_seconds,
+            key=arguments.key,
+            error_like=arguments.error_like,
+            older_than=arguments.older_than,
             reason=arguments.reason,
             rate=arguments.rate or RATE,
         ),

@@ -10,6 +10,7 @@ from connector.kafka.admin import Admin, GroupMember, GroupState, TopicState
 from connector.kafka.clients import Kafka
 from connector.kafka.dead_letters import DeadLetters, DeadLetterUndelivered
 from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, size_of
+from connector.kafka.letter_box import Letter, LetterBox
 from connector.kafka.log_scan import LogScan, Partition, Record
 from connector.kafka.publisher import Publisher
 from connector.kafka.reachability import Reachability
@@ -26,6 +27,8 @@ __all__ = [
     "Kafka",
     "KafkaError",
     "KafkaException",
+    "Letter",
+    "LetterBox",
     "LogScan",
     "Message",
     "Partition",

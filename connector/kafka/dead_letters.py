@@ -10,6 +10,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from connector.kafka.clients import Kafka
 from connector.kafka.deliveries import Delivery, Fate, fate_of, headers_of
 
+HEADER_PREFIX: Final = "dead_letter_"
+"""Begins the names of the headers that a letter has beside those of its message."""
+
 _DEAD_LETTER_SECONDS: Final = 10.0
 
 
@@ -59,16 +62,16 @@ class DeadLetters:
         value = message.value()
         headers = [
             *headers_of(message),
-            ("dead_letter_reason", reason.encode("utf-8", "replace")),
-            ("dead_letter_topic", (message.topic() or "").encode()),
-            ("dead_letter_partition", str(message.partition()).encode()),
-            ("dead_letter_offset", str(message.offset()).encode()),
+            (f"{HEADER_PREFIX}reason", reason.encode("utf-8", "replace")),
+            (f"{HEADER_PREFIX}topic", (message.topic() or "").encode()),
+            (f"{HEADER_PREFIX}partition", str(message.partition()).encode()),
+            (f"{HEADER_PREFIX}offset", str(message.offset()).encode()),
         ]
 
         def too_large(error: KafkaError | None, answer: Message) -> None:
             """A copy that the topic cannot hold gives way to a letter that tells where the original lies."""
             if error is not None and fate_of(error) is Fate.TOO_LARGE and value is not None:
-                size = ("dead_letter_value_bytes", str(len(value)).encode())
+                size = (f"{HEADER_PREFIX}value_bytes", str(len(value)).encode())
                 producer.produce(self._topic, None, message.key(), on_delivery=delivered, headers=[*headers, size])
             else:
                 delivered(error, answer)

@@ -1,7 +1,9 @@
-"""Rows that an operator puts back: which a selection means, and how they are moved and recorded."""
+"""Messages that an operator puts back: which rows a selection means, how they are moved, and what is recorded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
@@ -10,7 +12,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from connector.outbox import Status
+from connector.outbox import Status, trim_error
 from connector.store.bookkeeping import Connection, wake_reader
 from connector.store.queries import Tables
 
@@ -66,6 +68,26 @@ class Preview(NamedTuple):
     samples: list[Sample]
 
 
+class Place(NamedTuple):
+    """Where a dead letter lies, and when it was written, in milliseconds since 1970.
+
+    The time tells the letters of a topic that was made anew from those that had their offsets before.
+    """
+
+    partition: int
+    offset: int
+    time: int
+
+
+class SentBack(NamedTuple):
+    """A dead letter that was sent back to its topic, and why it had been refused."""
+
+    place: Place
+    topic: str
+    key: str | None
+    error: str
+
+
 class Redrives:
     """The statements of `redrive` on one connection."""
 
@@ -116,6 +138,36 @@ class Redrives:
                 wake_reader(self.connection, self._tables, 0.0)
         return [outbox_id for (outbox_id,) in records]
 
+    @contextmanager
+    def letters(self) -> Iterator[None]:
+        """Keep every other command from sending letters back, in one transaction with what is recorded of them."""
+        with self.connection.transaction():
+            self.connection.execute(self._tables.query("redrive", "lock_letters"))
+            yield
+
+    def sent_back(self, topic: str, places: Sequence[Place]) -> set[tuple[int, int]]:
+        """Return partition and offset of those letters of a dead-letter topic that were sent back before."""
+        records = self.connection.execute(
+            self._tables.query("redrive", "letters_sent_back"), {"letter_topic": topic, **_columns(places)}
+        )
+        return {(partition, offset) for partition, offset in records}
+
+    def record_letters(self, run: Run, topic: str, letters: Sequence[SentBack]) -> None:
+        """Record letters that were sent back, in the caller's transaction."""
+        self.connection.execute(
+            self._tables.query("redrive", "record_letters"),
+            {
+                **run._asdict(),
+                "run": run.id,
+                "outbox": str(self._tables.outbox),
+                "letter_topic": topic,
+                "errors": [trim_error(letter.error) for letter in letters],
+                "topics": [letter.topic for letter in letters],
+                "keys": [None if letter.key is None else trim_error(letter.key) for letter in letters],
+                **_columns([letter.place for letter in letters]),
+            },
+        )
+
     def _select(
         self, name: str, selection: Selection, started_at: datetime, *, after: int | None = None, **more: object
     ) -> psycopg.Cursor[tuple[Any, ...]]:
@@ -136,6 +188,14 @@ class Redrives:
         }
         statement = self._tables.query("redrive", name, status=status, since=since_block, selected=selected)
         return self.connection.execute(statement, {**arguments, **more})
+
+
+def _columns(places: Sequence[Place]) -> dict[str, object]:
+    return {
+        "partitions": [place.partition for place in places],
+        "offsets": [place.offset for place in places],
+        "times": [place.time for place in places],
+    }
 
 
 def like(text: str) -> str:

@@ -88,3 +88,27 @@ recorded as (
      order by c.id
 )
 select c.id from chosen as c order by c.id;
+
+-- name: lock_letters
+-- One command at a time sends letters back; released at the transaction's end.
+select pg_advisory_xact_lock(hashtext('outbox_connector'), hashtext('dead letters'));
+
+-- name: letters_sent_back
+-- Those of a batch that were sent back before.
+select l.letter_partition, l.letter_offset
+  from unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(times)s::bigint[])
+       as l (letter_partition, letter_offset, letter_time)
+  join {redrives} as r
+    on r.letter_topic = %(letter_topic)s
+   and r.letter_partition = l.letter_partition
+   and r.letter_offset = l.letter_offset
+   and r.letter_time = l.letter_time;
+
+-- name: record_letters
+insert into {redrives} (run, redriven_by, reason, outbox_table, was, error, topic, message_key, letter_topic,
+                        letter_partition, letter_offset, letter_time)
+select %(run)s::uuid, %(redriven_by)s::text, %(reason)s::text, %(outbox)s::text, 'dead letter', l.error, l.topic,
+       l.message_key, %(letter_topic)s::text, l.letter_partition, l.letter_offset, l.letter_time
+  from unnest(%(errors)s::text[], %(topics)s::text[], %(keys)s::text[], %(partitions)s::integer[],
+              %(offsets)s::bigint[], %(times)s::bigint[])
+       as l (error, topic, message_key, letter_partition, letter_offset, letter_time);

@@ -9,17 +9,21 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import NewTopic
 from psycopg import sql
 
 from connector.errors import SetupRequired
+from connector.kafka import Kafka as Connections
 from connector.ops.redrive import RedriveOptions, redrive
+from connector.ops.redrive_letters import LetterOptions, redrive_letters
 from connector.outbox import Failure, Status, Table
 from connector.store.queries import Tables
 from connector.store.redrives import Redrives, Run, Selection
 from connector.store.schema import migrate
 from tests.integration.outbox_table import TABLES, OutboxTable, item
-from tests.integration.scenario import one
-from tests.services import Database
+from tests.integration.scenario import Tap, one
+from tests.services import Database, Kafka, eventually
 
 TOO_LONG = "c" * 37
 
@@ -350,3 +354,138 @@ def test_tables_of_any_name_are_redriven_each_with_its_own_record(database: Data
         ]
     # The first has had one attempt less of its twenty when it was put back for the second time.
     assert limits == [(22,), (21,)]
+
+
+# --- dead letters ----------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """A dead-letter topic with letters in it, as sinks write them."""
+
+    def __init__(self, kafka: Kafka, topic: str, outbox: OutboxTable) -> None:
+        self.topic, self.dead, self._outbox = topic, f"{topic}.dead", outbox
+        self.kafka = Connections(kafka.bootstrap_servers, {})
+        self._producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+        self._admin = kafka.admin()
+
+    def make(self) -> None:
+        """Make the dead-letter topic, of three partitions."""
+        (made,) = self._admin.create_topics([NewTopic(self.dead, 3, 1)]).values()
+        made.result(20)
+        eventually(lambda: self._ready() == 3, what="the dead-letter topic")
+
+    def remove(self) -> None:
+        """Delete the dead-letter topic."""
+        (deleted,) = self._admin.delete_topics([self.dead]).values()
+        deleted.result(20)
+        eventually(lambda: self._ready() == 0, what="the end of the dead-letter topic")
+
+    def _ready(self) -> int:
+        topic = self._admin.list_topics(timeout=5).topics.get(self.dead)
+        return 0 if topic is None else sum(partition.leader >= 0 for partition in topic.partitions.values())
+
+    def write(self, value: bytes, reason: str = "not JSON", topic: str | None = None, **headers: str) -> None:
+        """Write a letter whose message came from the topic, or from another."""
+        told = {"dead_letter_reason": reason, "dead_letter_topic": topic or self.topic, **headers}
+        self._producer.produce(self.dead, value, b"key", headers={"traceparent": "00-1", **told})
+        assert self._producer.flush(20) == 0
+
+    def redrive(self, *, really: bool = True, rate: float = 1_000.0, **given: Any) -> str:
+        """Run `redrive --dead-letters` in this process and return what it prints."""
+        out = io.StringIO()
+        selection: dict[str, Any] = {"key": None, "error_like": None, "older_than": None, "reason": "a new sink"}
+        options = LetterOptions(
+            database_url=self._outbox.database.url,
+            kafka=self.kafka,
+            tables=TABLES,
+            topics=(self.topic,),
+            dead_letter_topic=self.dead,
+            start_deadline_seconds=10.0,
+            rate=rate,
+            **(selection | given),
+        )
+        redrive_letters(options, out, really=really)
+        return out.getvalue()
+
+
+@pytest.fixture
+def letters(kafka: Kafka, topic: str, outbox: OutboxTable) -> Letters:
+    """An empty dead-letter topic of three partitions beside `topic`."""
+    letters = Letters(kafka, topic, outbox)
+    letters.make()
+    return letters
+
+
+def test_letters_go_back_to_their_topic_once(letters: Letters, kafka: Kafka, outbox: OutboxTable) -> None:
+    """With key, value and headers as they were, and a header that tells where they lay; a second run sends none."""
+    letters.write(b"first")
+    letters.write(b"second", reason="no positive integer `outbox_id` in line 7")
+    assert "2 dead letters selected" in letters.redrive(really=False)
+    with Tap(kafka, letters.topic) as tap:
+        assert tap.read(0.5) == []
+        assert "2 dead letters sent back" in letters.redrive()
+        sent = tap.until(lambda sent: len(sent) >= 2)
+        assert [message.value for message in sent] == [b"first", b"second"]
+        assert {message.key for message in sent} == {"key"}
+        (place,) = {place.rpartition(b"/")[0] for place in (dict(m.headers)["redriven_from"] for m in sent)}
+        assert place.startswith(f"{letters.dead}/".encode())
+        assert [name for name, _ in sent[0].headers] == ["traceparent", "redriven_from"]
+        letters.write(b"third")
+        said = letters.redrive()
+        assert "1 dead letter sent back" in said
+        assert "left: 2 that were sent back before" in said
+        assert [message.value for message in tap.until(lambda sent: len(sent) >= 3)][2:] == [b"third"]
+        assert len(tap.read(0.5)) == 3
+    records = outbox.connection.execute(
+        "select was, error, topic, message_key, reason, outbox_id, letter_topic, letter_offset"
+        "  from outbox_connector_redrives order by id"
+    ).fetchall()
+    assert records == [
+        ("dead letter", reason, letters.topic, "key", "a new sink", None, letters.dead, offset)
+        for offset, reason in enumerate(["not JSON", "no positive integer `outbox_id` in line 7", "not JSON"])
+    ]
+
+
+def test_letters_are_selected_and_those_that_cannot_go_back_are_told_of(letters: Letters, kafka: Kafka) -> None:
+    """By a part of the reason, by key and by age; letters of a foreign topic, or without their value, stay."""
+    letters.write(b"a", reason="the value is not JSON")
+    letters.write(b"b", reason="no `outbox_id`")
+    letters.write(b"c", topic="somebody.elses")
+    letters.write(b"", dead_letter_value_bytes="2000000")
+    said = letters.redrive(really=False)
+    assert "2 dead letters selected" in said
+    assert "left: 1 of topic 'somebody.elses'" in said
+    assert "left: 1 whose value was too large" in said
+    assert "0 dead letters selected" in letters.redrive(older_than=3600.0)
+    assert "0 dead letters selected" in letters.redrive(key="other")
+    assert "1 dead letter sent back" in letters.redrive(error_like="NO%outbox_id", key="key", older_than=0.0)
+    with Tap(kafka, letters.topic) as tap:
+        assert [message.value for message in tap.until(lambda sent: sent)] == [b"b"]
+    assert "1 dead letter sent back" in letters.redrive()
+
+
+def test_a_topic_that_was_made_anew_has_letters_of_its_own(letters: Letters) -> None:
+    """Its offsets begin at 0 again; what was recorded of the former topic's does not hide them."""
+    letters.write(b"old")
+    letters.redrive()
+    letters.remove()
+    letters.make()
+    letters.write(b"new")
+    assert "1 dead letter sent back" in letters.redrive()
+
+
+def test_two_at_once_send_each_letter_once(letters: Letters, kafka: Kafka) -> None:
+    """Each batch looks at the record again before it is sent, with the other one kept out."""
+    for number in range(50):
+        letters.write(str(number).encode())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: letters.redrive(rate=20_000), range(2)))
+    with Tap(kafka, letters.topic) as tap:
+        tap.until(lambda sent: len(sent) >= 50)
+        assert sorted(int(message.value) for message in tap.read(0.5)) == list(range(50))
+
+
+def test_without_a_dead_letter_topic_it_says_what_to_do(topic: str, kafka: Kafka, outbox: OutboxTable) -> None:
+    """`setup` makes the topic."""
+    with pytest.raises(SetupRequired, match="outbox-connector setup"):
+        Letters(kafka, topic, outbox).redrive()
