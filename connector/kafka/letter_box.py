@@ -64,11 +64,7 @@ class LetterBox:
         Raises:
             ServiceUnavailable: Kafka brings none of them for long.
         """
-        options = {**self._kafka.consumer_options, "enable.partition.eof": "true"}
-        # A consumer must name a group; it joins none and commits nothing, since its partitions are assigned by hand.
-        consumer = self._kafka._replace(consumer_options=options).consumer(
-            f"{self._topic}.redrive", None, lambda _error: None, lambda _error, _offsets: None
-        )
+        consumer = self._kafka.log_reader(f"{self._topic}.redrive", lambda _error: None)
         try:
             left = set(ends)
             consumer.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in sorted(left)])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -13,6 +16,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
 from psycopg import sql
 
+from connector.cli import main
 from connector.errors import SetupRequired
 from connector.kafka import Kafka as Connections
 from connector.ops.redrive import RedriveOptions, redrive
@@ -21,9 +25,9 @@ from connector.outbox import Failure, Status, Table
 from connector.store.queries import Tables
 from connector.store.redrives import Redrives, Run, Selection
 from connector.store.schema import migrate
-from tests.integration.outbox_table import TABLES, OutboxTable, item
-from tests.integration.scenario import Tap, one
-from tests.services import Database, Kafka, eventually
+from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable, item
+from tests.integration.scenario import Tap, one, set_up
+from tests.services import Database, Kafka, Process, eventually
 
 TOO_LONG = "c" * 37
 
@@ -64,10 +68,15 @@ def run(
     return out.getvalue()
 
 
+def with_status(outbox: OutboxTable, status: str) -> list[int]:
+    """Return the ids of the rows with a status."""
+    rows = outbox.connection.execute("select id from agent_outbox_messages where status = %s order by id", [status])
+    return [outbox_id for (outbox_id,) in rows]
+
+
 def pending(outbox: OutboxTable) -> list[int]:
     """Return the ids of the rows that are pending."""
-    rows = outbox.connection.execute("select id from agent_outbox_messages where status = 'pending' order by id")
-    return [outbox_id for (outbox_id,) in rows]
+    return with_status(outbox, "pending")
 
 
 def everything(outbox: OutboxTable) -> list[Any]:
@@ -489,3 +498,114 @@ def test_without_a_dead_letter_topic_it_says_what_to_do(topic: str, kafka: Kafka
     """`setup` makes the topic."""
     with pytest.raises(SetupRequired, match="outbox-connector setup"):
         Letters(kafka, topic, outbox).redrive()
+
+
+# --- the command, and the pipeline beside it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--yes"],
+        ["--id", "five"],
+        ["--id", "0"],
+        ["--older-than", "10"],
+        ["--all", "--rate", "0"],
+        ["--dead-letters", "--id", "1"],
+        ["--dead-letters", "--stuck"],
+        ["--key", "\udcff"],
+    ],
+    ids=lambda arguments: " ".join(arguments).encode("ascii", "backslashreplace").decode() or "nothing",
+)
+def test_a_wrong_use_is_told_with_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing selected, or what cannot be understood: no setting is read and no service is asked."""
+    with pytest.raises(SystemExit) as ended:
+        main(["redrive", *arguments])
+    assert ended.value.code == 2
+    assert "usage: outbox-connector redrive" in capsys.readouterr().err
+
+
+def test_without_setup_it_ends_with_78_and_without_a_server_with_69(
+    connector_env: dict[str, str], connector: Callable[..., Process]
+) -> None:
+    """The exit codes that scripts and jobs go by."""
+    absent = {"CONNECTOR_DATABASE_URL": "postgresql://u@127.0.0.1:1/none", "CONNECTOR_START_DEADLINE_SECONDS": "0"}
+    for command in (["redrive", "--all"], ["prune"]):
+        missing, away = connector(*command), connector(*command, **absent)
+        assert missing.wait(30) == 78
+        assert "outbox-connector setup" in missing.stderr
+        assert away.wait(30) == 69
+        assert "PostgreSQL stayed away" in away.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_is_finished_by_the_next(
+    outbox: OutboxTable, connector: Callable[..., Process], number: signal.Signals
+) -> None:
+    """Between two batches or within one: each row is moved once and recorded once, and the rest is as it was."""
+    ids = [
+        outbox_id
+        for (outbox_id,) in outbox.connection.execute(
+            "insert into agent_outbox_messages (biz_type, topic, message_key, payload, status)"
+            " select 'b', 't', 'k', '{}', 'dead' from generate_series(1, 2000) returning id"
+        )
+    ]
+    process = connector("redrive", "--all", "--yes", "--rate", "50", CONNECTOR_KAFKA_BOOTSTRAP_SERVERS="")
+    eventually(lambda: pending(outbox), what="the first batch")
+    os.kill(process.pid, number)
+    assert process.wait() == (-number if number is signal.SIGKILL else 1)
+    moved = pending(outbox)
+    assert moved == ids[: len(moved)]
+    assert len(moved) < len(ids)
+    if number is not signal.SIGKILL:
+        assert f"{len(moved)} dead messages put back to pending" in process.stdout
+    recorded = "select count(*), count(distinct outbox_id) from outbox_connector_redrives"
+    assert outbox.connection.execute(recorded).fetchone() == (len(moved), len(moved))
+    run(outbox)
+    assert pending(outbox) == ids
+    assert outbox.connection.execute(recorded).fetchone() == (len(ids), len(ids))
+
+
+def test_beside_a_running_pipeline_each_message_is_stored_once_and_each_key_in_order(
+    outbox: OutboxTable,
+    connector_env: dict[str, str],
+    kafka: Kafka,
+    topic: str,
+    connector: Callable[..., Process],
+) -> None:
+    """Dead and stuck rows are put back while more of their keys come; what is stored later stands later."""
+    set_up(connector_env)
+    refuse = "add constraint refuse check (message_content <> 'bad')"
+    outbox.connection.execute(f"alter table chat_histories {refuse}")
+    reader, sink = connector("reader"), connector("sink")
+    keys = [f"key-{n}" for n in range(5)]
+    bad = [outbox.new(key, topic, {**PAYLOAD, "message_content": "bad"}, max_retry=1) for key in keys * 8]
+    eventually(lambda: len(with_status(outbox, "dead")) == len(bad), what="their deaths", within=40)
+    outbox.connection.execute("alter table chat_histories drop constraint refuse")
+    # As Kafka leaves them that has lost a message: published, and in no topic.
+    lost = [outbox.new(key, topic, status="published") for key in keys]
+    for outbox_id in lost:
+        outbox.change(outbox_id, "published_at = now() - interval '1 hour'")
+    moving = connector("redrive", "--all", "--yes", "--rate", "40", "--reason", "constraint dropped")
+    later: list[int] = []
+    while moving.returncode is None:
+        later += [outbox.new(key, topic) for key in keys]
+        time.sleep(0.05)
+    assert moving.wait() == 0
+    assert f"{len(bad)} dead messages put back" in moving.stdout
+    stuck = connector("redrive", "--stuck", "--yes")
+    assert stuck.wait(30) == 0
+    assert f"{len(lost)} stuck messages put back" in stuck.stdout
+    later += [outbox.new(key, topic) for key in keys]
+    every = [*bad, *lost, *later]
+    eventually(lambda: len(with_status(outbox, "consumed")) == len(every), within=60, what="the storing of all")
+    history = outbox.history()
+    assert sorted(history) == sorted(every)
+    for group in (bad, lost, later):
+        for place in range(len(keys)):
+            of_one_key = set(group[place :: len(keys)])
+            stored = [outbox_id for outbox_id in history if outbox_id in of_one_key]
+            assert stored == sorted(stored), keys[place]
+    assert reader.stop() == 0
+    assert sink.stop() == 0
