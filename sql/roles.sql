@@ -29,7 +29,8 @@ grant insert on {history} to outbox_sink;
 -- The operator, for `redrive` and `prune`: it puts rows back, removes settled ones, and adds to the record of redrives,
 -- which it cannot change.
 grant usage on schema {outbox_schema} to outbox_operator;
-grant select, update, delete on {outbox} to outbox_operator;
+grant select, delete on {outbox} to outbox_operator;
+grant update (status, retry_count, max_retry, next_retry_at, updated_at) on {outbox} to outbox_operator;
 grant select, insert on {redrives} to outbox_operator;
 
 -- All: what `outbox-connector doctor` compares with what it knows.

@@ -636,7 +636,44 @@ def test_reader_and_sink_work_with_the_least_privilege(
     assert sink.stop() == 0
 
 
+def test_the_operator_redrives_and_prunes_with_the_least_privilege(
+    outbox: OutboxTable, roles: Callable[[str], str], connector: Callable[..., Process]
+) -> None:
+    """As outbox_operator both commands do all of their work, and the record names the role; other roles are told."""
+    for role in ("outbox_reader", "outbox_sink"):
+        outbox.new(status="dead")
+        refused = connector("redrive", "--all", "--yes", CONNECTOR_DATABASE_URL=roles(role))
+        assert refused.wait(30) == 78
+        assert "outbox_operator" in refused.stderr
+    outbox.new(status="published")
+    outbox.new(status="consumed")
+    outbox.new(status="dead")
+    url = roles("outbox_operator")
+    for command in (
+        ["redrive", "--id", "1", "--yes"],
+        ["redrive", "--stuck", "--all", "--yes"],
+        ["redrive", "--dead-letters", "--yes"],
+        ["prune", "--older-than", "0s", "--dead", "--dry-run"],
+        ["prune", "--older-than", "0s", "--dead"],
+    ):
+        process = connector(*command, CONNECTOR_DATABASE_URL=url)
+        assert process.wait(30) == 0, process.stderr
+    assert one(outbox.connection, "select string_agg(status, ' ') from agent_outbox_messages") == "pending pending"
+    assert one(outbox.connection, "select min(database_role) from outbox_connector_redrives") == "outbox_operator"
+
+
 FORBIDDEN = {
+    "outbox_operator": [
+        "select from chat_histories",
+        "delete from chat_histories",
+        "insert into chat_histories (user_id, chat_id) values (1, 'c')",
+        "insert into agent_outbox_messages (biz_type, topic, message_key, payload) values ('b', 't', 'k', '1')",
+        "update agent_outbox_messages set payload = '1'",
+        "truncate agent_outbox_messages",
+        "select from outbox_connector_slots",
+        "update outbox_connector_redrives set reason = 'none'",
+        "delete from outbox_connector_redrives",
+    ],
     "outbox_sink": [
         "select from chat_histories",
         "update chat_histories set role = 'x'",
@@ -670,6 +707,6 @@ FORBIDDEN = {
 def test_the_roles_may_do_nothing_else(
     outbox: OutboxTable, roles: Callable[[str], str], role: str, statement: str
 ) -> None:
-    """The sink reads and changes no history, the reader does not touch it, and neither deletes or enqueues."""
+    """The sink reads and changes no history, others do not touch it; the operator alone deletes, nobody enqueues."""
     with psycopg.connect(roles(role), autocommit=True) as connection, pytest.raises(errors.InsufficientPrivilege):
         connection.execute(statement)
