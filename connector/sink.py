@@ -18,12 +18,22 @@ import psycopg
 from connector.errors import EnvelopeError, PayloadError, ServiceUnavailable, SetupRequired
 from connector.failpoints import Point, reach
 from connector.handlers import Handler
-from connector.kafka import DeadLetters, DeadLetterUndelivered, Kafka, Message, Reachability, Subscription
+from connector.kafka import (
+    DeadLetters,
+    DeadLetterUndelivered,
+    Kafka,
+    KafkaException,
+    Message,
+    Reachability,
+    Subscription,
+)
 from connector.observability.logs import get_logger
 from connector.outbox import Failure, Unreadable, decode_envelope
 from connector.store.connections import connect, describe, is_alive, is_conflict, is_pooler_trouble
+from connector.store.offsets import KeptOffsets, TimelineChanged
 from connector.store.queries import Tables
 from connector.store.settlement import HELD, STORED, Item, NotVisibleYet, Result, Settlement
+from connector.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from connector.observability.health import Health
@@ -64,6 +74,8 @@ class Batch:
     letters: list[tuple[Message, str]]
     keys: dict[int, str]
     duplicates: int = 0
+    lost: int = 0
+    """Copies of rows that the database has lost in a failover."""
 
 
 class Sink:
@@ -83,6 +95,8 @@ class Sink:
         self._reachability = Reachability(options.kafka)
         self._letters = DeadLetters(options.kafka, options.dead_letter_topic)
         self._subscription: Subscription
+        self._whereabouts: Whereabouts
+        self._kept: KeptOffsets
         self._database_problem: str | None = "not connected to the database yet"
         self._looked_at = 0.0
 
@@ -121,6 +135,7 @@ class Sink:
         self._subscription = Subscription(
             options.kafka, options.topics, options.group_id, options.group_instance_id, self._reachability.doubt
         )
+        self._whereabouts = Whereabouts(self._subscription)
         _log.info("subscribed", topics=list(options.topics), group=options.group_id)
         try:
             while not self._stopping:
@@ -173,6 +188,11 @@ class Sink:
         if self._settlement is None or self._settlement.connection.closed:
             options = self._options
             connection = connect(options.database_url, name="outbox-connector sink", prepare=self._prepare)
+            try:
+                self._kept = KeptOffsets(connection, options.tables, options.group_id)
+            except psycopg.Error:
+                connection.close()
+                raise
             self._settlement = Settlement(connection, options.tables, self._handlers, strict=options.strict)
         self._database_problem = None
         return self._settlement
@@ -186,6 +206,11 @@ class Sink:
             self._disconnect()
         try:
             self._connected()
+            self._whereabouts.agree(self._kept)
+        except TimelineChanged:
+            self._disconnect()
+        except KafkaException as error:
+            _log.warning("offsets_not_compared", error=error.args[0].str())
         except psycopg.Error as error:
             problem = describe(error)
             if problem != self._database_problem:
@@ -203,17 +228,14 @@ class Sink:
         """Settle a batch, however long the database is away, then let its offsets be committed."""
         wait = 0.1
         posted: set[int] = set()
-        while True:
-            batch = self._sort(messages)
+        while messages:
             try:
-                # Each letter once, however often the database keeps the batch waiting.
-                self._letters.send([letter for letter in batch.letters if id(letter[0]) not in posted])
-                posted.update(id(message) for message, _ in batch.letters)
-                if batch.letters:
-                    reach(Point.DEAD_LETTER_SENT)
-                result = self._connected().settle(batch.items, batch.unparsed)
+                if messages := self._still_at_hand(messages):
+                    batch, result = self._attempt(messages, posted)
                 break
-            except (psycopg.Error, DeadLetterUndelivered, NotVisibleYet) as error:
+            except TimelineChanged:
+                self._disconnect()
+            except (psycopg.Error, KafkaException, DeadLetterUndelivered, NotVisibleYet) as error:
                 if isinstance(error, psycopg.Error) and is_conflict(error):
                     continue
                 if isinstance(error, psycopg.errors.QueryCanceled) and len(messages) > 1 and not self._stopping:
@@ -230,8 +252,6 @@ class Sink:
                     return
                 messages = self._pause(messages, wait)
                 wait = min(wait * 2, _LONGEST_WAIT)
-                if not messages:
-                    break
         self._subscription.resume()
         if not messages:
             return
@@ -240,8 +260,30 @@ class Sink:
         self._subscription.store(messages)
         reach(Point.OFFSET_STORED)
 
-    def _problem_of(self, error: psycopg.Error | DeadLetterUndelivered | NotVisibleYet) -> str:
+    def _still_at_hand(self, messages: list[Message]) -> list[Message]:
+        """Return what need not be read again because the database is behind Kafka, as after a failover."""
+        self._connected()
+        gone_back = self._whereabouts.agree(self._kept)
+        return [message for message in messages if (message.topic(), message.partition()) not in gone_back]
+
+    def _attempt(self, messages: list[Message], posted: set[int]) -> tuple[Batch, Result]:
+        """Settle a batch now; `posted` are the messages, by identity, whose dead letters are sent already."""
+        settlement, kept = self._connected(), self._kept
+        genuine = self._whereabouts.genuine(messages, settlement)
+        batch = self._sort(genuine)
+        batch.lost = len(messages) - len(genuine)
+        # Each letter once, however often the database keeps the batch waiting.
+        self._letters.send([letter for letter in batch.letters if id(letter[0]) not in posted])
+        posted.update(id(message) for message, _ in batch.letters)
+        if batch.letters:
+            reach(Point.DEAD_LETTER_SENT)
+        offsets = self._whereabouts.behind(messages)
+        return batch, settlement.settle(batch.items, batch.unparsed, lambda: kept.keep(offsets))
+
+    def _problem_of(self, error: psycopg.Error | KafkaException | DeadLetterUndelivered | NotVisibleYet) -> str:
         """Return what is wrong; a database connection that is of no use any more is closed."""
+        if isinstance(error, KafkaException):
+            return str(error.args[0].str())
         if not isinstance(error, psycopg.Error):
             return str(error)
         if is_pooler_trouble(error):
@@ -311,6 +353,8 @@ class Sink:
                 metrics.skipped.labels(reason=outcome.what).inc()
         if batch.duplicates:
             metrics.skipped.labels(reason="duplicate").inc(batch.duplicates)
+        if batch.lost:
+            metrics.skipped.labels(reason="lost_row").inc(batch.lost)
         metrics.consumed.inc(stored)
         metrics.sink_batch_rows.observe(len(result.outcomes) + len(result.failures))
         metrics.dead_letters.inc(len(batch.letters))

@@ -25,6 +25,7 @@ grant select, insert, update on {slot_progress} to outbox_reader;
 grant usage on schema {outbox_schema}, {history_schema} to outbox_sink;
 grant select, update on {outbox} to outbox_sink;
 grant insert on {history} to outbox_sink;
+grant select, insert, update on {sink_offsets} to outbox_sink;
 
 -- The operator, for `redrive` and `prune`: it puts rows back, removes settled ones, and adds to the record of redrives,
 -- which it cannot change.

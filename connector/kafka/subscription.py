@@ -11,6 +11,8 @@ from connector.failpoints import Point, reach
 from connector.kafka.clients import Kafka
 from connector.observability.logs import get_logger
 
+_ANSWER_SECONDS = 5.0
+
 _log = get_logger("kafka")
 
 
@@ -98,6 +100,47 @@ class Subscription:
     def put_back(self, messages: Sequence[Message]) -> None:
         """Let the next `take` return these messages first; in vain for those whose partition goes away meanwhile."""
         self._kept = [*messages, *self._kept]
+
+    def end_of(self, partition: tuple[str, int]) -> int:
+        """Return the offset behind a partition's last message.
+
+        Raises:
+            KafkaException: the broker does not answer.
+        """
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(*partition), _ANSWER_SECONDS)
+        return int(end)
+
+    def committed(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Return the group's committed offsets, 0 where it has committed none.
+
+        Raises:
+            KafkaException: the broker does not answer.
+        """
+        if not partitions:
+            return {}
+        answers = self._consumer.committed([TopicPartition(*partition) for partition in partitions], _ANSWER_SECONDS)
+        for answer in answers:
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+        return {(answer.topic, answer.partition): max(0, answer.offset) for answer in answers}
+
+    def go_back(self, partition: tuple[str, int], offset: int) -> bool:
+        """Read a partition from an offset again, if what is taken or committed of it is further; tell whether it was.
+
+        Raises:
+            KafkaException: the broker does not answer, or the partition was assigned only this moment.
+        """
+        (position,) = self._consumer.position([TopicPartition(*partition)])
+        reached = position.offset if position.offset >= 0 else self.committed([partition])[partition]
+        if reached <= offset:
+            return False
+        target = [TopicPartition(*partition, offset)]
+        # Stored first: what is stored and further than what is committed would be committed again at the next moment.
+        self._consumer.store_offsets(offsets=target)
+        self._consumer.commit(offsets=target, asynchronous=False)
+        self._consumer.seek(target[0])
+        self._kept = [message for message in self._kept if (message.topic(), message.partition()) != partition]
+        return True
 
     def pause(self) -> None:
         """Take no more messages, of partitions to come either."""

@@ -462,10 +462,12 @@ def _lacks_for_reader(facts: DatabaseExamination) -> list[str]:
 def _lacks_for_sink(facts: DatabaseExamination) -> list[str]:
     database, role = facts.database, _quoted(facts.database.role.name)
     tables = facts.expected.tables
+    offsets = Table(tables.outbox.schema, "outbox_connector_offsets")
     sequences = () if database.history is None else database.history.forbidden_sequences
     return [
         *_lacking(role, tables.outbox, database.outbox, ("select", "update")),
         *_lacking(role, tables.history, database.history, ("insert",)),
+        *_lacking(role, offsets, database.sink_offsets, ("select", "insert", "update")),
         *(f"grant usage on sequence {sequence} to {role}" for sequence in sequences),
     ]
 

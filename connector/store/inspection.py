@@ -140,6 +140,7 @@ class DatabaseFacts:
     outbox: Relation | None
     history: Relation | None
     slot_progress: Relation | None
+    sink_offsets: Relation | None
     applied_migrations: frozenset[int] | Untold
     has_enqueue: bool
     publication: PublicationState | Untold | None
@@ -181,6 +182,7 @@ class Inspection:
             outbox=outbox,
             history=self.relation(history_table),
             slot_progress=slot_progress,
+            sink_offsets=self.relation(Table(outbox_table.schema, "outbox_connector_offsets")),
             applied_migrations=self._applied(migrations),
             has_enqueue=self._fetch("has_enqueue", schema=outbox_table.schema) == [(True,)],
             publication=self._publication(outbox, publication),

@@ -55,6 +55,7 @@ class Tables:
             "history": sql.Identifier(self.history.schema, self.history.name),
             "enqueue": sql.Identifier(schema, "outbox_enqueue"),
             "slot_progress": sql.Identifier(schema, "outbox_connector_slots"),
+            "sink_offsets": sql.Identifier(schema, "outbox_connector_offsets"),
             "migrations": sql.Identifier(schema, "outbox_connector_migrations"),
             "redrives": sql.Identifier(schema, "outbox_connector_redrives"),
             "outbox_schema": sql.Identifier(schema),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import psycopg
@@ -106,10 +106,12 @@ class Settlement:
         rows = self.connection.execute(self._tables.query("sink", "missing_tables"), {"names": names})
         return [name for (name,) in rows]
 
-    def settle(self, items: Sequence[Item], unparsed: Sequence[Failure]) -> Result:
+    def settle(
+        self, items: Sequence[Item], unparsed: Sequence[Failure], first: Callable[[], None] = lambda: None
+    ) -> Result:
         """Settle a batch in one transaction: all rows that can be stored are, the others get their failure.
 
-        `unparsed` are the failures of messages that never got as far as an item.
+        `unparsed` are the failures of messages that never got as far as an item; `first` begins the transaction.
 
         Raises:
             psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
@@ -117,11 +119,22 @@ class Settlement:
         """
         self._await_rows([*(item.outbox_id for item in items), *(failure.outbox_id for failure in unparsed)])
         try:
-            return self._transaction(items, unparsed, isolate=False)
+            return self._transaction(items, unparsed, first, isolate=False)
         except psycopg.Error as error:
             if not is_row_fault(error):
                 raise
-        return self._transaction(items, unparsed, isolate=True)
+        return self._transaction(items, unparsed, first, isolate=True)
+
+    def enqueued(self, outbox_ids: list[int]) -> dict[int, tuple[str, str]]:
+        """Return `biz_type` and `payload` (JSON text) of the rows that are there.
+
+        Raises:
+            psycopg.Error: the database could not do it.
+            NotVisibleYet: a row's transaction is still at its commit.
+        """
+        self._await_rows(outbox_ids)
+        rows = self.connection.execute(self._tables.query("sink", "rows_as_enqueued"), {"ids": outbox_ids})
+        return {outbox_id: (biz_type, payload) for outbox_id, biz_type, payload in rows}
 
     def _await_rows(self, outbox_ids: list[int]) -> None:
         """Wait a moment until every row of a batch can be seen, or is known to be gone.
@@ -152,9 +165,12 @@ class Settlement:
         rows = self.connection.execute(self._tables.query("sink", "writers"), {"outbox": str(self._tables.outbox)})
         return {transaction for (transaction,) in rows}
 
-    def _transaction(self, items: Sequence[Item], unparsed: Sequence[Failure], *, isolate: bool) -> Result:
+    def _transaction(
+        self, items: Sequence[Item], unparsed: Sequence[Failure], first: Callable[[], None], *, isolate: bool
+    ) -> Result:
         result = Result([], list(unparsed), [])
         with self.connection.transaction():
+            first()
             if isolate:
                 # A deferred constraint would speak up only at the commit, when it is too late to tell whose it is.
                 self.connection.execute("set constraints all immediate")

@@ -180,3 +180,33 @@ update {outbox} as o
 -- name: wake_reader
 -- A hint, sent with the transaction's commit: something falls due in so many milliseconds.
 select pg_logical_emit_message(true, %(prefix)s, %(milliseconds)s::text);
+
+-- name: may_keep_offsets
+select coalesce(has_table_privilege(t.oid, 'select') and has_table_privilege(t.oid, 'insert')
+                and has_table_privilege(t.oid, 'update'), false)
+  from to_regclass(%(offsets)s) as t (oid);
+
+-- name: timeline
+-- Which cluster this is, and on which timeline; null on a standby.
+select case when pg_is_in_recovery() then null
+            else (select system_identifier from pg_control_system()) || '/'
+                 || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+       end;
+
+-- name: read_offsets
+select topic, partition, next_offset, timeline from {sink_offsets} where group_id = %(group)s;
+
+-- name: keep_offsets
+-- Written with the batch, and only on the timeline that the sink believes to be on: behind a pooler a failover shows
+-- nowhere else. In the order of the partitions, so that two sinks that have a partition in common do not deadlock.
+insert into {sink_offsets} (group_id, topic, partition, next_offset, timeline)
+select %(group)s, k.topic, k.partition, k.next_offset, k.timeline
+  from unnest(%(topics)s::text[], %(partitions)s::integer[], %(next_offsets)s::bigint[], %(timelines)s::text[])
+       as k (topic, partition, next_offset, timeline)
+ where substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = split_part(%(believed)s, '/', 2)
+ order by k.topic, k.partition
+    on conflict (group_id, topic, partition) do update
+   set next_offset = excluded.next_offset, timeline = excluded.timeline;
+
+-- name: rows_as_enqueued
+select o.id, o.biz_type, o.payload::text from {outbox} as o where o.id = any (%(ids)s::bigint[]);

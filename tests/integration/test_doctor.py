@@ -298,6 +298,7 @@ def roles(env: dict[str, str], database: Database) -> Iterator[dict[str, str]]:
         "outbox": OUTBOX,
         "history": HISTORY,
         "slot_progress": PROGRESS,
+        "sink_offsets": "public.outbox_connector_offsets",
         "migrations": "public.outbox_connector_migrations",
         "redrives": "public.outbox_connector_redrives",
     }.items():

@@ -62,6 +62,7 @@ FACTS = DatabaseFacts(
     outbox=None,
     history=None,
     slot_progress=None,
+    sink_offsets=None,
     applied_migrations=frozenset(),
     has_enqueue=True,
     publication=None,
