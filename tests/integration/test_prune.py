@@ -21,6 +21,7 @@ from connector.store.schema import migrate
 from tests.integration.outbox_table import TABLES, OutboxTable, item
 from tests.integration.scenario import one
 from tests.services import Database
+from tests.simulated_month import live_a_day, prune_as_of, size_of
 
 DAY = 86_400.0
 
@@ -182,3 +183,21 @@ def test_tables_of_any_name_are_pruned(database: Database) -> None:
         options = PruneOptions(database.url, tables, 10.0, older_than=0.0, dead=False, rate=1e6)
         assert prune(options, io.StringIO(), dry_run=False) == Pruned(1, 0)
         assert one(connection, sql.SQL("select count(*) from {}").format(outbox).as_string(connection)) == 0
+
+
+def test_a_pruned_outbox_stops_growing(database: Database) -> None:
+    """Once it holds as many days as are kept, each day's rows take the place of those that went; the indexes too.
+
+    Vacuumed once a day here; `tests/simulated_month.py` leaves that to autovacuum.
+    """
+    sizes = []
+    with database.connect() as connection:
+        migrate(connection, TABLES)
+        for days_ago in reversed(range(12)):
+            live_a_day(connection, 2_000, days_ago)
+            prune_as_of(database.url, days_ago, 3)
+            connection.execute("vacuum public.agent_outbox_messages")
+            sizes.append(size_of(connection))
+    assert [size.rows for size in sizes] == [2_000, 4_000] + [6_000] * 10
+    assert sizes[-1].table <= 1.25 * sizes[5].table
+    assert sizes[-1].indexes <= 1.25 * sizes[5].indexes
