@@ -41,6 +41,7 @@ _CONSUMER: Final[dict[str, str | int | bool]] = {
     "fetch.max.bytes": 1024 * 1024,
     "fetch.message.max.bytes": 128 * 1024,  # compressed: what a partition yields at once may be many times that
     "fetch.wait.max.ms": 100,
+    "fetch.queue.backoff.ms": 10,  # a partition whose queue was full would rest for a second, with the queue long empty
 }
 _CLIENT: Final[dict[str, str | int | bool]] = {
     "client.id": "outbox-connector",
