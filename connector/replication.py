@@ -16,6 +16,7 @@ from psycopg import pq, sql
 
 from connector.errors import ProtocolError
 from connector.lsn import format_lsn, parse_lsn
+from connector.store.connections import watchful
 from connector.wire.frames import POSTGRES_EPOCH, PrimaryKeepalive, XLogData, decode_frame, encode_standby_status_update
 
 SENDER_TIMEOUT_SECONDS = 12
@@ -79,11 +80,8 @@ class ReplicationConnection:
             replication="database",
             application_name="outbox-connector reader",
             connect_timeout=connect_seconds,
-            keepalives=1,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
             client_encoding="UTF8",
+            **watchful(url),
         )
         try:
             connection.execute(f"set wal_sender_timeout = '{SENDER_TIMEOUT_SECONDS}s'")

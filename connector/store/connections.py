@@ -7,15 +7,16 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
-# A peer that is gone without a word (a node lost its power, a firewall forgot the connection) is found out in seconds.
+# A peer that is gone without a word (a node lost its power, a firewall forgot the connection) is found out in seconds:
+# the first four where nothing is on its way to it, the last where something is.
 _KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
-    "client_encoding": "UTF8",
 }
 
 # The arrays of a batch have no statistics: the plan that suits any array (index lookups, row by row) is the right one,
@@ -73,7 +74,8 @@ def connect(
         prepare_threshold=0 if prepare else None,
         application_name=name,
         connect_timeout=connect_seconds,
-        **_KEEPALIVE,
+        client_encoding="UTF8",
+        **watchful(url),
     )
     connection.execute(
         _SESSION.format(
@@ -84,6 +86,12 @@ def connect(
         prepare=False,
     )
     return connection
+
+
+def watchful(url: str) -> dict[str, Any]:
+    """Return the parameters that let libpq notice a peer that is gone, without those that the URL sets itself."""
+    given = conninfo_to_dict(url)
+    return {name: value for name, value in _KEEPALIVE.items() if name not in given}
 
 
 def is_alive(connection: psycopg.Connection[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 import threading
@@ -11,6 +12,8 @@ from typing import Self
 
 _CHUNK = 65_536
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset
+_ATTACH_FILTER, _DETACH_FILTER = 26, 27  # SO_ATTACH_FILTER and SO_DETACH_FILTER of socket(7)
+_PASS_NOTHING = (ctypes.c_char * 8).from_buffer_copy(struct.pack("HBBI", 0x06, 0, 0, 0))  # return 0 bytes of a packet
 
 
 class TcpProxy:
@@ -29,6 +32,9 @@ class TcpProxy:
         self._delay = 0.0
         self._closed = False
         self._sockets: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()  # their peer has said all it has to say
+        self._abandoned: list[socket.socket] = []
+        self._unplugged = False
         self._listener = socket.create_server(("127.0.0.1", port), backlog=100)
         self.port: int = self._listener.getsockname()[1]
         """Where clients find it."""
@@ -38,7 +44,7 @@ class TcpProxy:
     def connections(self) -> int:
         """How many connections pass through it."""
         with self._lock:
-            return len(self._sockets) // 2
+            return (len(self._sockets) + len(self._silent)) // 2
 
     def cut(self) -> None:
         """Reset every connection, and every new one until it is restored."""
@@ -49,13 +55,30 @@ class TcpProxy:
     def reset(self) -> None:
         """Reset every connection; new ones pass."""
         with self._lock:
-            sockets, self._sockets = self._sockets, set()
+            sockets = self._sockets | self._silent
+            self._sockets, self._silent = set(), set()
         for one in sockets:
             _reset(one)
 
     def black_hole(self) -> None:
         """Let nothing through, in either direction, without a word: connections stay, new ones hang."""
         self._open.clear()
+
+    def unplug(self) -> None:
+        """Let every packet vanish, as where a cable is pulled: unlike in a black hole, nothing is acknowledged."""
+        with self._lock:
+            self._unplugged = True
+            self._open.clear()
+            for one in (self._listener, *self._sockets):
+                _drop_packets(one)
+
+    def half_open(self) -> None:
+        """Let every packet of the connections there are vanish, for good; new ones pass."""
+        with self._lock:
+            for one in self._sockets:
+                _drop_packets(one)
+            self._abandoned += self._sockets
+            self._sockets = set()
 
     def delay(self, seconds: float) -> None:
         """Let everything arrive so much later."""
@@ -65,6 +88,12 @@ class TcpProxy:
         """Let everything through again, also what a black hole has kept; what was cut stays cut."""
         self._refusing = False
         self._delay = 0.0
+        with self._lock:
+            if self._unplugged:
+                self._unplugged = False
+                for one in (self._listener, *self._sockets):
+                    with suppress(OSError):
+                        one.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
         self._open.set()
 
     def close(self) -> None:
@@ -74,6 +103,8 @@ class TcpProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._open.set()
+        with self._lock:
+            self._sockets |= set(self._abandoned)
         self.reset()
 
     def __enter__(self) -> Self:
@@ -128,11 +159,13 @@ class TcpProxy:
             self._end(source, target)
             return
         with self._lock:
-            was_reset = source not in self._sockets
-            self._sockets.discard(source)
-            both_said_all = target not in self._sockets
-        if was_reset:
-            return
+            if source not in self._sockets:
+                return  # it was reset
+            self._sockets.remove(source)
+            both_said_all = target in self._silent
+            self._silent.discard(target)
+            if not both_said_all:
+                self._silent.add(source)
         if both_said_all:
             source.close()
             target.close()
@@ -144,6 +177,7 @@ class TcpProxy:
     def _end(self, *pair: socket.socket) -> None:
         with self._lock:
             self._sockets.difference_update(pair)
+            self._silent.difference_update(pair)
         for one in pair:
             _reset(one)
 
@@ -155,3 +189,10 @@ def _reset(one: socket.socket) -> None:
         # Wakes the thread that waits in recv; close alone would not.
         one.shutdown(socket.SHUT_RD)
     one.close()
+
+
+def _drop_packets(one: socket.socket) -> None:
+    """Let the kernel drop what comes for a socket before TCP sees it."""
+    program = struct.pack("HP", 1, ctypes.addressof(_PASS_NOTHING))
+    with suppress(OSError):
+        one.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)

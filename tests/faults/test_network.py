@@ -1,0 +1,90 @@
+"""The network between the processes and their services: cut, unplugged, half-open, slow. Nothing is lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from tests.faults.pipeline import Pipeline
+from tests.integration.scenario import metric, readiness
+from tests.services import Database, Kafka, Process, TcpProxy, eventually
+
+# As an operator would set it to hear of a lost peer sooner than within 20 seconds.
+WATCHFUL = "keepalives_idle=1&keepalives_interval=1&keepalives_count=2&tcp_user_timeout=3000"
+
+FAULTS: dict[str, tuple[Callable[[TcpProxy], None], bool]] = {
+    "cut": (TcpProxy.cut, True),
+    "unplugged": (TcpProxy.unplug, True),
+    "half-open": (TcpProxy.half_open, False),
+    "slow": (lambda proxy: proxy.delay(0.1), False),
+}
+"""Each with whether the services are out of reach meanwhile, new connections included."""
+
+
+@pytest.fixture
+def through_postgresql(database: Database, kafka: Kafka, topic: str) -> Iterator[tuple[Pipeline, TcpProxy]]:
+    """A pipeline that reaches PostgreSQL through a proxy."""
+    url = urlsplit(database.url)
+    with TcpProxy(url.hostname or "", url.port or 0) as proxy:
+        address = f"{url.username}@127.0.0.1:{proxy.port}"
+        variables = {"CONNECTOR_DATABASE_URL": urlunsplit(url._replace(netloc=address, query=WATCHFUL))}
+        pipeline = Pipeline(database, kafka, topic, variables)
+        yield pipeline, proxy
+        Process.end_all()
+        pipeline.close()
+
+
+@pytest.fixture
+def through_kafka(database: Database, own_kafka: Kafka, own_topic: str) -> Iterator[tuple[Pipeline, TcpProxy]]:
+    """A pipeline that reaches Kafka through a proxy."""
+    with own_kafka.proxy() as proxy:
+        variables = {
+            "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy.port}",
+            # How long librdkafka waits for an answer; a minute unless it is told.
+            "CONNECTOR_KAFKA_SOCKET_TIMEOUT_MS": "4000",
+        }
+        pipeline = Pipeline(database, own_kafka, own_topic, variables)
+        yield pipeline, proxy
+        Process.end_all()
+        pipeline.close()
+
+
+def _survive(pipeline: Pipeline, proxy: TcpProxy, fault: str) -> tuple[Process, Process]:
+    """Let the fault come and go while rows are enqueued, and prove the outcome."""
+    strike, out_of_reach = FAULTS[fault]
+    processes = pipeline.start("reader"), pipeline.start("sink")
+    pipeline.enqueue()
+    pipeline.prove()
+    strike(proxy)
+    pipeline.enqueue()
+    if out_of_reach:
+        for process in processes:
+            eventually(lambda: readiness(process) == 503, within=40, what=f"word of it from {process.name}")  # noqa: B023 - called at once
+            assert process.http("/livez").status == 200
+        pipeline.enqueue()
+        proxy.restore()
+    pipeline.enqueue()
+    pipeline.prove(within=60)
+    for process in processes:
+        eventually(lambda: readiness(process) == 200, within=30, what=f"readiness of {process.name}")  # noqa: B023
+        assert process.returncode is None
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_network_to_postgresql_may_fail_in_any_way(
+    through_postgresql: tuple[Pipeline, TcpProxy], fault: str
+) -> None:
+    """Both processes say that the database is away, stay alive, and go on by themselves; no retry is spent."""
+    _survive(*through_postgresql, fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_network_to_kafka_may_fail_in_any_way(through_kafka: tuple[Pipeline, TcpProxy], fault: str) -> None:
+    """Both processes say that Kafka is away, stay alive, and go on by themselves; no retry is spent."""
+    reader, _ = _survive(*through_kafka, fault)
+    assert metric(reader, "publish_failures_total") == 0
