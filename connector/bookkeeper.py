@@ -281,13 +281,13 @@ class Bookkeeper(threading.Thread):
                 self._due_in_flight -= len(lot.fences)
                 self._condition.notify_all()
 
-    def _write_marks(self, books: Bookkeeping) -> None:
+    def _write_marks(self, books: Bookkeeping, *, at_once: bool = False) -> None:
         while True:
             fences: list[Fence] = []
             rows = lots = 0
             with self._condition:
                 ripe = time.monotonic() - MARK_DELAY_SECONDS
-                hurry = self._draining or self._unmarked > _MARKS_IN_A_HURRY
+                hurry = at_once or self._draining or self._unmarked > _MARKS_IN_A_HURRY
                 for queued_at, lot in self._marks:
                     if rows >= _MARKS_AT_ONCE or not (hurry or queued_at <= ripe):
                         break
@@ -313,6 +313,8 @@ class Bookkeeper(threading.Thread):
             with self._condition:
                 self._agenda.looked(time.monotonic(), next_due)
         elif self._idle and now >= self._agenda.sweep_at():
+            # What is acknowledged and not marked yet would look as if nothing had brought it.
+            self._write_marks(books, at_once=True)
             rows = books.overlooked_rows(_QUIET_SECONDS, _DUE_AT_ONCE)
             with self._condition:
                 self._agenda.swept(time.monotonic())

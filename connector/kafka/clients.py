@@ -46,6 +46,7 @@ _CONSUMER: Final[dict[str, str | int | bool]] = {
 _CLIENT: Final[dict[str, str | int | bool]] = {
     "client.id": "outbox-connector",
     "socket.keepalive.enable": True,
+    "socket.connection.setup.timeout.ms": 10_000,
     "reconnect.backoff.ms": 100,
     "reconnect.backoff.max.ms": 2_000,
     "log_level": 4,

@@ -42,8 +42,9 @@ def through_kafka(database: Database, own_kafka: Kafka, own_topic: str) -> Itera
     with own_kafka.proxy() as proxy:
         variables = {
             "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy.port}",
-            # How long librdkafka waits for an answer; a minute unless it is told.
+            # How long librdkafka waits for an answer, and for a connection: a minute and 10 s unless it is told.
             "CONNECTOR_KAFKA_SOCKET_TIMEOUT_MS": "4000",
+            "CONNECTOR_KAFKA_SOCKET_CONNECTION_SETUP_TIMEOUT_MS": "2000",
         }
         pipeline = Pipeline(database, own_kafka, own_topic, variables)
         yield pipeline, proxy
