@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from connector.backoff import backoff
 from connector.outbox import Failure, Fence, OutboxRow, Status
 from connector.store.bookkeeping import Bookkeeping
+from connector.store.connections import is_conflict
 from connector.store.redrives import Redrives, Run, Selection
 from connector.store.settlement import Item, Result, Settlement
 from tests.integration.outbox_table import TABLES, OutboxTable, item
@@ -397,7 +398,12 @@ def _settle(sink: Settlement, batch: Sequence[Delivery]) -> Result:
             items.append(item(outbox_id, attempt, chat_id=chat_id))
         else:
             unparsed.append(Failure(outbox_id, attempt, str(verdict), "reason", verdict is Verdict.HOPELESS))
-    return sink.settle(items, unparsed)
+    while True:
+        try:
+            return sink.settle(items, unparsed)
+        except psycopg.Error as error:
+            if not is_conflict(error):
+                raise
 
 
 def _shape(row: Row | Record) -> tuple[str, int, bool]:

@@ -95,7 +95,7 @@ class Choice(Generic[S]):
             service = candidate.make(self._directory / f"{self._what.lower()}-{purpose}-{number}")
             try:
                 service.start()
-            except Exception as error:  # noqa: BLE001 (whatever is wrong with Docker or a download: try the next one)
+            except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 (whatever is wrong with Docker or a download: try the next one)
                 service.close()
                 self._failed.add(candidate.name)
                 self.failures.append(f"{self._what}: {candidate.name} did not start: {error}")

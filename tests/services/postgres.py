@@ -145,7 +145,11 @@ class ContainerPostgres(Postgres):
 
     def start(self) -> None:
         self._container.start()
-        eventually(super().start, within=60, what="PostgreSQL's answer", ignoring=(psycopg.OperationalError,))
+        eventually(self._answers, within=60, what="PostgreSQL's answer", ignoring=(psycopg.OperationalError,))
+
+    def _answers(self) -> bool:
+        psycopg.connect(self.url, connect_timeout=5).close()
+        return True
 
     def stop(self, mode: StopMode = "fast") -> None:
         self._container.signal("SIGINT" if mode == "fast" else "SIGQUIT")

@@ -143,6 +143,11 @@ class Process:
             self._running().send_signal(signal.SIGTERM)
         return self.wait(within)
 
+    def terminate(self) -> None:
+        """Send SIGTERM and return at once; nothing if it has ended."""
+        if self.returncode is None:
+            self._running().send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """Send SIGKILL and wait; nothing if it has ended."""
         self._running().kill()
