@@ -1,0 +1,52 @@
+"""The dashboard as a value: its panels, their places and their queries."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tests.deploy.prometheus import OBSERVABILITY
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel: `place` is x, y, width and height in the grid; `queries` are its expressions with their legends."""
+
+    title: str
+    kind: str
+    unit: str
+    place: tuple[int, int, int, int]
+    queries: tuple[tuple[str, str], ...]
+
+
+def model() -> dict[str, Any]:
+    """Return the dashboard's JSON."""
+    return json.loads((OBSERVABILITY / "dashboard.json").read_text())  # type: ignore[no-any-return]
+
+
+def panels() -> list[Panel]:
+    """Return the panels that show something, from top to bottom."""
+    found = []
+    for panel in model()["panels"]:
+        if panel["type"] == "row":
+            continue
+        grid = panel["gridPos"]
+        queries = tuple((target["expr"], target["legendFormat"]) for target in panel["targets"])
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        place = (grid["x"], grid["y"], grid["w"], grid["h"])
+        found.append(Panel(panel["title"], panel["type"], unit, place, queries))
+    return found
+
+
+def filled_in(expression: str, window: str) -> str:
+    """Return an expression as Grafana would send it, for all pipelines and with this range for rates."""
+    filled = expression.replace("$__rate_interval", window).replace("$pipeline", ".*")
+    assert "$" not in filled, f"a variable that this does not know: {expression}"
+    return filled
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Return the names of our metrics in an expression."""
+    return set(re.findall(r"\boutbox_connector_\w+", expression))
