@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,18 @@ from tests.deploy.prometheus import OBSERVABILITY
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel: `place` is x, y, width and height in the grid; `queries` are its expressions with their legends."""
+    """One panel, or the title of a row of them.
+
+    `place` is x, y, width and height in the grid; `queries` are its expressions with their legends;
+    `words` stand for values.
+    """
 
     title: str
     kind: str
     unit: str
     place: tuple[int, int, int, int]
     queries: tuple[tuple[str, str], ...]
+    words: Mapping[str, str]
 
 
 def model() -> dict[str, Any]:
@@ -27,16 +33,22 @@ def model() -> dict[str, Any]:
 
 
 def panels() -> list[Panel]:
-    """Return the panels that show something, from top to bottom."""
+    """Return the panels and the titles of rows, from top to bottom."""
     found = []
     for panel in model()["panels"]:
-        if panel["type"] == "row":
-            continue
         grid = panel["gridPos"]
-        queries = tuple((target["expr"], target["legendFormat"]) for target in panel["targets"])
-        unit = panel["fieldConfig"]["defaults"]["unit"]
-        place = (grid["x"], grid["y"], grid["w"], grid["h"])
-        found.append(Panel(panel["title"], panel["type"], unit, place, queries))
+        defaults = panel.get("fieldConfig", {}).get("defaults", {})
+        mappings = [mapping["options"] for mapping in defaults.get("mappings", [])]
+        found.append(
+            Panel(
+                title=panel["title"],
+                kind=panel["type"],
+                unit=defaults.get("unit", ""),
+                place=(grid["x"], grid["y"], grid["w"], grid["h"]),
+                queries=tuple((target["expr"], target["legendFormat"]) for target in panel.get("targets", [])),
+                words={value: shown["text"] for options in mappings for value, shown in options.items()},
+            )
+        )
     return found
 
 

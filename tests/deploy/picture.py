@@ -16,8 +16,8 @@ _COLUMN, _LINE, _GAP = 50, 27, 6
 _COLORS = ("#2f6fb5", "#d9822b", "#3d9a50", "#b8405e", "#7a5bb0", "#6b7785")
 _STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#3b4450}.title{font-weight:600;font-size:12px;fill:#1c232b}"
-    ".big{font-weight:600;font-size:26px;fill:#1c232b}.small{font-size:10px;fill:#6b7785}"
-    ".card{fill:#fff;stroke:#d5dae0}.grid{stroke:#e8ebee}"
+    ".big{font-weight:600;font-size:22px;fill:#1c232b}.small{font-size:10px;fill:#6b7785}"
+    ".row{font-weight:600;font-size:15px;fill:#1c232b}.card{fill:#fff;stroke:#d5dae0}.grid{stroke:#e8ebee}"
 )
 
 Answer = Sequence[tuple[str, Series]]
@@ -40,6 +40,9 @@ def _panel(panel: Panel, answer: Answer, start: float, end: float) -> Iterator[s
     x, y, w, h = panel.place
     left, top = x * _COLUMN + _GAP, y * _LINE + _GAP
     width, height = w * _COLUMN - _GAP, h * _LINE - _GAP
+    if panel.kind == "row":
+        yield f'<text class="row" x="{left + 2}" y="{top + 15}">{escape(panel.title)}</text>'
+        return
     yield f'<g transform="translate({left},{top})"><rect class="card" width="{width}" height="{height}" rx="3"/>'
     yield f'<text class="title" x="8" y="17">{escape(panel.title)}</text>'
     if panel.kind == "timeseries":
@@ -48,29 +51,32 @@ def _panel(panel: Panel, answer: Answer, start: float, end: float) -> Iterator[s
         yield from _bands(answer, (start, end), width, height)
     elif panel.kind == "stat":
         shown = [_stat(panel, legend, series) for legend, series in answer if series.points[-1][0] >= end - 1]
-        yield f'<text class="big" x="8" y="{height / 2 + 18:.0f}">{escape(", ".join(shown) or "no data")}</text>'
+        yield f'<text class="big" x="8" y="{height / 2 + 16:.0f}">{escape(", ".join(shown) or "no data")}</text>'
     else:
         rows = sorted({legend for legend, _ in answer})
-        for number, row in enumerate(rows[: (height - 30) // 15]):
-            yield f'<text x="8" y="{36 + 15 * number}">{escape(row)}</text>'
+        deep = (height - 26) // 15
+        for index, row in enumerate(rows):
+            yield f'<text x="{8 + 200 * (index // deep)}" y="{36 + 15 * (index % deep)}">{escape(row)}</text>'
     yield "</g>"
 
 
 def _stat(panel: Panel, legend: str, series: Series) -> str:
-    return legend or number(series.points[-1][1], panel.unit)
+    value = series.points[-1][1]
+    return legend or panel.words.get(f"{value:g}") or number(value, panel.unit)
 
 
 def _lines(panel: Panel, answer: Answer, span: tuple[float, float], width: int, height: int) -> Iterator[str]:
     left, right, top, bottom = 64, width - 10, 30, height - 36
     most = max((v for _, series in answer for _, v in series.points if math.isfinite(v)), default=0.0)
-    ceiling = _round_up(most)
+    ceiling = _round_up(most, panel.unit)
     for tick in range(5):
         y = bottom - (bottom - top) * tick / 4
         yield f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         label = number(ceiling * tick / 4, panel.unit)
         yield f'<text class="small" x="{left - 5}" y="{y + 3:.1f}" text-anchor="end">{label}</text>'
     legend_at = 8.0
-    for index, (legend, series) in enumerate(answer):
+    eventful = [(legend, series) for legend, series in answer if any(value for _, value in series.points)]
+    for index, (legend, series) in enumerate(eventful or answer[:1]):
         color = _COLORS[index % len(_COLORS)]
         for stretch in _stretches(series.points):
             points = " ".join(
@@ -115,9 +121,11 @@ def _times_at_one(points: Iterable[tuple[float, float]]) -> Iterator[tuple[float
         yield stretch[0][0], stretch[-1][0]
 
 
-def _round_up(value: float) -> float:
+def _round_up(value: float, unit: str) -> float:
     if value <= 0:
         return 1.0
+    if unit == "bytes":
+        return 2.0 ** math.ceil(math.log2(value))
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 4, 5, 8, 10) if step * power >= value)
 
