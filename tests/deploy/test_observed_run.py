@@ -161,6 +161,8 @@ class Run:
             assert statuses(connection)["dead"] == 2
             connection.execute(f"delete from {OUTBOX} where status = 'dead'")
         eventually(lambda: not self.prometheus.firing(), within=60, what="the end of every alert")
+        led = "min_over_time(max(outbox_connector_leader)[3s:500ms])"
+        eventually(lambda: self.prometheus.value(led) == 1, within=30, what="a reader's leading for three seconds")
 
 
 @contextmanager
