@@ -1,1 +1,1 @@
-"""The image, the compose file and the Kubernetes manifests, looked at and run."""
+"""The image, the compose file, the Kubernetes manifests, the alerts and the dashboard, looked at and run."""
