@@ -34,7 +34,7 @@ _IDENTIFIER = r'"(?:[^"\x00]|"")+"|[^\W\d][\w$]*'
 _TABLE = re.compile(rf"(?:(?P<schema>{_IDENTIFIER})\.)?(?P<name>{_IDENTIFIER})")
 _SLOT = re.compile(r"[a-z0-9_]{1,63}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_BROKER = re.compile(r"(?:\w+://)?(?:[\w.-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5})?")
+_BROKER = re.compile(r"(?:\w+://)?(?:[\w.-]+|\[[0-9A-Fa-f:.%]+\]):\d{1,5}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB)?")
 _UNITS = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _MOST_BYTES = (1 << 63) - 1
@@ -396,6 +396,8 @@ def load_settings(environ: Mapping[str, str] = os.environ, *, needs: frozenset[s
             if details["type"] != "default_factory_not_called":
                 variable, problem = _problem(details)
                 problems.setdefault(variable, problem)
+    for variable, problem in _option_problems(found):
+        problems.setdefault(variable, problem)
     if problems or settings is None:
         raise ConfigurationError([f"{variable}: {problems[variable]}" for variable in sorted(problems, key=_position)])
     return settings
@@ -489,6 +491,14 @@ def _by_field(found: Mapping[str, str]) -> dict[str, Any]:
         option = variable.removeprefix(prefix).lower().replace("_", ".")
         options[_OPTION_PREFIXES[prefix]][option] = value
     return values
+
+
+def _option_problems(found: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    options = [_by_field(found)[field] for field in _OPTION_PREFIXES.values()]
+    if any(options):
+        from connector.kafka import option_problems  # noqa: PLC0415 - most environments have none to be judged
+
+        yield from option_problems(*options)
 
 
 def _missing(environ: Mapping[str, str], needs: frozenset[str]) -> Iterator[tuple[str, str]]:

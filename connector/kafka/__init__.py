@@ -12,6 +12,7 @@ from connector.kafka.dead_letters import DeadLetters, DeadLetterUndelivered
 from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, size_of
 from connector.kafka.letter_box import Letter, LetterBox
 from connector.kafka.log_scan import LogScan, Partition, Record
+from connector.kafka.options import option_problems
 from connector.kafka.publisher import Publisher
 from connector.kafka.reachability import Reachability
 from connector.kafka.subscription import Subscription
@@ -38,5 +39,6 @@ __all__ = [
     "Subscription",
     "TopicState",
     "fate_of",
+    "option_problems",
     "size_of",
 ]

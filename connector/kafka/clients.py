@@ -53,24 +53,6 @@ _CLIENT: Final[dict[str, str | int | bool]] = {
 }
 
 
-# What the guarantees stand on is not for the environment to change.
-_FIXED: Final = {
-    "enable.idempotence": "a retried produce request would double messages",
-    "acks": "an acknowledged message must be on every replica",
-    "message.timeout.ms": "an outage is not a message's fault",
-    "delivery.timeout.ms": "an outage is not a message's fault",
-    "delivery.report.only.error": "a message is published when Kafka says so",
-    "queue.buffering.max.messages": "the queue must hold what the reader has in flight",
-    "queue.buffering.max.kbytes": "the queue must hold what the reader has in flight",
-    "transactional.id": "the reader does not use transactions",
-    "group.id": "it has a variable of its own, CONNECTOR_GROUP_ID",
-    "group.instance.id": "it has a variable of its own, CONNECTOR_POD_NAME",
-    "enable.auto.offset.store": "an offset is committed only after the database has the message",
-    "enable.auto.commit": "an offset is committed only after the database has the message",
-    "partition.assignment.strategy": "partitions are taken over cooperatively",
-}
-
-
 class Kafka(NamedTuple):
     """How to reach Kafka: bootstrap servers, and librdkafka options for both sides and for either."""
 
@@ -82,18 +64,6 @@ class Kafka(NamedTuple):
     def _configuration(
         self, *layers: Mapping[str, str | int | bool], log: logging.Logger | None = None
     ) -> dict[str, Any]:
-        problems = [
-            f"CONNECTOR_{side}_{name.upper().replace('.', '_')}: cannot be set: {_FIXED[name]}"
-            for side, options in (
-                ("KAFKA", self.options),
-                ("PRODUCER", self.producer_options),
-                ("CONSUMER", self.consumer_options),
-            )
-            for name in options
-            if name in _FIXED
-        ]
-        if problems:
-            raise ConfigurationError(problems)
         merged: dict[str, Any] = {**_CLIENT, "bootstrap.servers": self.bootstrap_servers}
         for layer in layers:
             merged.update(layer)
@@ -156,15 +126,6 @@ class Kafka(NamedTuple):
         troubles: deque[KafkaError] = deque(maxlen=8)
         configuration["error_cb"] = troubles.append
         return Admin(_made("CONNECTOR_KAFKA_*", AdminClient, configuration), troubles)
-
-    def check_options(self, group_id: str, instance_id: str | None) -> None:
-        """Let librdkafka judge every option, without waiting for a broker.
-
-        Raises:
-            ConfigurationError: librdkafka refuses an option.
-        """
-        self.producer(lambda _error: None)
-        self.consumer(group_id, instance_id, lambda _error: None, lambda _error, _places: None).close()
 
 
 def _made(variables: str, client: Callable[[dict[str, Any]], T], configuration: dict[str, Any]) -> T:

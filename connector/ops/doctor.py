@@ -53,7 +53,6 @@ def examine(options: DoctorOptions) -> list[Finding]:
     Raises:
         ConfigurationError: librdkafka refuses an option.
     """
-    options.kafka.check_options(options.expected.group_id, options.group_instance_id)
     admin = options.kafka.admin()
     database = _Answer(lambda: _ask_database(options))
     replication: _Answer[Replication] | None = None

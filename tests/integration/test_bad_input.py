@@ -441,6 +441,10 @@ def test_every_problem_of_the_configuration_is_told_at_once_without_secrets(comm
             "CONNECTOR_HTTP_PORT": "99999",
             "CONNECTOR_KEY_ORDERING": "hunter2",
             "CONNECTOR_TOPIC": "one",
+            "CONNECTOR_KAFKA_NO_SUCH_OPTION": "hunter2",
+            "CONNECTOR_PRODUCER_LINGER_MS": "hunter2",
+            "CONNECTOR_CONSUMER_AUTO_OFFSET_RESET": "hunter2",
+            "CONNECTOR_CONSUMER_ENABLE_AUTO_COMMIT": "false",
         },
     ).start()
     assert process.wait(20) == 78
@@ -454,21 +458,13 @@ def test_every_problem_of_the_configuration_is_told_at_once_without_secrets(comm
         "HTTP_PORT",
         "KEY_ORDERING",
         "TOPIC",
+        "KAFKA_NO_SUCH_OPTION",
+        "PRODUCER_LINGER_MS",
+        "CONSUMER_AUTO_OFFSET_RESET",
+        "CONSUMER_ENABLE_AUTO_COMMIT",
     }
     assert "hunter2" not in process.stderr + process.stdout
     assert "did you mean CONNECTOR_TOPICS?" in process.stderr
-
-
-@pytest.mark.parametrize("command", ["reader", "sink"])
-def test_an_option_that_librdkafka_refuses_is_a_problem_of_the_configuration(
-    connector: Callable[..., Process], command: str
-) -> None:
-    """An unknown option, and a value that is none, are told by the variable's prefix; exit 78."""
-    process = connector(command, CONNECTOR_KAFKA_NO_SUCH_OPTION="hunter2")
-    assert process.wait(20) == 78
-    assert "CONNECTOR_KAFKA_" in process.stderr
-    assert "no.such.option" in process.stderr
-    assert "hunter2" not in process.stderr
 
 
 def test_a_port_that_is_taken_is_a_problem_of_the_configuration(

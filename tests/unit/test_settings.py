@@ -106,18 +106,30 @@ def test_a_wrong_database_url_is_one_problem_not_two() -> None:
 
 def test_kafka_options_take_librdkafkas_names() -> None:
     """Variables become options in lower case with dots, for both sides or for one."""
-    settings = load(KAFKA_SECURITY_PROTOCOL="SASL_SSL", PRODUCER_LINGER_MS="5", CONSUMER_FETCH_MIN_BYTES="1")
-    assert settings.kafka_options == {"security.protocol": "SASL_SSL"}
+    settings = load(KAFKA_SECURITY_PROTOCOL="SSL", PRODUCER_LINGER_MS="5", CONSUMER_FETCH_MIN_BYTES="1")
+    assert settings.kafka_options == {"security.protocol": "SSL"}
     assert settings.producer_options == {"linger.ms": "5"}
     assert settings.consumer_options == {"fetch.min.bytes": "1"}
 
 
 def test_the_bootstrap_servers_are_no_option() -> None:
     """They have a setting of their own, and one side alone cannot have other brokers."""
-    settings = load(KAFKA_BOOTSTRAP_SERVERS="a:9092, [::1]:9093,SSL://b")
-    assert settings.kafka_bootstrap_servers == "a:9092,[::1]:9093,SSL://b"
+    settings = load(KAFKA_BOOTSTRAP_SERVERS="a:9092, [::1]:9093,SSL://b:9094")
+    assert settings.kafka_bootstrap_servers == "a:9092,[::1]:9093,SSL://b:9094"
     assert settings.kafka_options == {}
     assert "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS?" in problems(PRODUCER_BOOTSTRAP_SERVERS="a:1")[0]
+
+
+def test_options_that_miss_each_other_are_told_in_librdkafkas_words_without_their_values() -> None:
+    """Each may be fine alone; together they cannot work, and the passwords among them stay unsaid."""
+    (line,) = problems(
+        KAFKA_SECURITY_PROTOCOL="SASL_SSL",
+        KAFKA_SASL_MECHANISM="hunter2",
+        KAFKA_SASL_PASSWORD="hunter3",  # noqa: S106 - no one's
+    )
+    assert line.startswith("CONNECTOR_KAFKA_*: librdkafka says: ")
+    assert "SASL mechanism" in line
+    assert "hunter" not in line
 
 
 def test_a_value_may_come_from_a_file(tmp_path: Path) -> None:
@@ -239,6 +251,13 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         ("SHUTDOWN_SECONDS", "inf"),
         ("START_DEADLINE_SECONDS", "nan"),
         ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:port"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "nohostport"),
+        ("KAFKA_NO_SUCH_OPTION", "1"),
+        ("PRODUCER_COMPRESSION_TYPE", "brotli"),
+        ("CONSUMER_FETCH_MIN_BYTES", "few"),
+        ("KAFKA_ENABLE_IDEMPOTENCE", "false"),
+        ("PRODUCER_REQUEST_REQUIRED_ACKS", "0"),
+        ("CONSUMER_GROUP_ID", "another"),
         ("POD_NAME", "x" * 250),
         ("GROUP_ID", "\udcff"),
         ("KAFKA_CLIENT_ID", "\udcff"),

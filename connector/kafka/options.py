@@ -1,0 +1,97 @@
+"""What the environment may tell librdkafka: every option, judged before anything is connected."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaException, Producer
+
+_SIDES: Final[Mapping[str, type[Producer | Consumer]]] = {
+    "CONNECTOR_KAFKA_": Producer,
+    "CONNECTOR_PRODUCER_": Producer,
+    "CONNECTOR_CONSUMER_": Consumer,
+}
+
+_OUTAGE: Final = "an outage is not a message's fault"
+_QUEUE: Final = "the queue must hold what the reader has in flight"
+_OFFSETS: Final = "an offset is committed only after the database has the message"
+_ACKS: Final = "an acknowledged message must be on every replica"
+# What the guarantees stand on is not for the environment to change. Several options have two names.
+_FIXED: Final = {
+    "enable.idempotence": "a retried produce request would double messages",
+    "acks": _ACKS,
+    "request.required.acks": _ACKS,
+    "message.timeout.ms": _OUTAGE,
+    "delivery.timeout.ms": _OUTAGE,
+    "retries": _OUTAGE,
+    "message.send.max.retries": _OUTAGE,
+    "delivery.report.only.error": "a message is published when Kafka says so",
+    "queue.buffering.max.messages": _QUEUE,
+    "queue.buffering.max.kbytes": _QUEUE,
+    "transactional.id": "the reader does not use transactions",
+    "metadata.broker.list": "it has a variable of its own, CONNECTOR_KAFKA_BOOTSTRAP_SERVERS",
+    "group.id": "it has a variable of its own, CONNECTOR_GROUP_ID",
+    "group.instance.id": "it has a variable of its own, CONNECTOR_POD_NAME",
+    "enable.auto.offset.store": _OFFSETS,
+    "enable.auto.commit": _OFFSETS,
+    "auto.commit.enable": _OFFSETS,
+    "partition.assignment.strategy": "partitions are taken over cooperatively",
+}
+
+
+def option_problems(
+    kafka: Mapping[str, str], producer: Mapping[str, str], consumer: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (variable, problem) for options of both sides and of either; no value is shown.
+
+    librdkafka stops at the first option that it refuses, so each is put to it alone, and then all of them together.
+    """
+    found = False
+    for (prefix, client), options in zip(_SIDES.items(), (kafka, producer, consumer), strict=True):
+        for name, value in options.items():
+            problem = (
+                f"cannot be set: {_FIXED[name]}" if name in _FIXED else _refusal(client, {name: value}, alone=True)
+            )
+            if problem:
+                found = True
+                yield prefix + name.upper().replace(".", "_"), problem
+    if not found:
+        for prefix, options in (("CONNECTOR_PRODUCER_", producer), ("CONNECTOR_CONSUMER_", consumer)):
+            problem = _refusal(_SIDES[prefix], {**kafka, **options}, alone=False)
+            if problem:
+                yield ("CONNECTOR_KAFKA_*" if kafka else f"{prefix}*"), problem
+                return
+
+
+def _refusal(client: type[Producer | Consumer], options: Mapping[str, str], *, alone: bool) -> str | None:
+    """Return why librdkafka refuses options, or None; `alone`, an option that only lacks its companions is fine."""
+    try:
+        client({**options, "group.id": "check", "log_level": 0, "logger": _silent()})
+    except KafkaException as error:
+        text = str(error.args[0].str()).strip()
+    except (TypeError, ValueError, AttributeError) as error:
+        text = str(error)
+    else:
+        return None
+    if text.startswith("No such configuration property"):
+        return f"librdkafka has no option {next(iter(options))}; its CONFIGURATION.md lists them"
+    if text.startswith("Failed to create"):
+        # The values are fine one by one. Which of them miss each other, or a file, only librdkafka's words tell.
+        return None if alone else f"librdkafka says: {without(options.values(), text)}"
+    return "librdkafka refuses this value; its CONFIGURATION.md tells what the option takes"
+
+
+def _silent() -> logging.Logger:
+    log = logging.Logger("librdkafka")  # noqa: LOG001 - one that nothing is attached to
+    log.disabled = True
+    return log
+
+
+def without(values: Any, text: str) -> str:  # noqa: ANN401
+    """Return a text with every value in it blotted out."""
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) > 1:
+            text = text.replace(value, "…")
+    return text
