@@ -21,6 +21,7 @@ from connector.retries import Agenda
 from connector.store.bookkeeping import Bookkeeping, Connection, Settled
 from connector.store.connections import describe, is_conflict, is_pooler_trouble
 from connector.store.queries import Tables
+from connector.store.timelines import timeline_of
 
 MARK_DELAY_SECONDS = 0.3
 """Marks wait a moment: a row that the sink has consumed meanwhile needs none."""
@@ -72,6 +73,7 @@ class Bookkeeper(threading.Thread):
         self._target_lsn = 0
         self._recorded_at = 0.0
         self._agenda = Agenda(time.monotonic())
+        self._timeline: str | None = None
         self._serving = False
         self._idle = False
         self._due_in_flight = 0
@@ -180,7 +182,7 @@ class Bookkeeper(threading.Thread):
         while not self._closed:
             try:
                 if self._books is None:
-                    self._books = Bookkeeping(self._connect(self._prepare), self._tables, self._slot)
+                    self._books = self._opened()
                 self._work(self._books)
                 self.problem = None
                 wait = 0.1
@@ -198,6 +200,25 @@ class Bookkeeper(threading.Thread):
                 wait = min(wait * 2, _LONGEST_RECONNECT_WAIT)
                 self._beat()
         self._disconnect()
+
+    def _opened(self) -> Bookkeeping:
+        """Connect; on another timeline, forget what was to be written: its rows are not those of this one."""
+        connection = self._connect(self._prepare)
+        try:
+            timeline = timeline_of(connection, self._tables)
+        except psycopg.Error:
+            connection.close()
+            raise
+        if self._timeline is not None and timeline not in {None, self._timeline}:
+            with self._condition:
+                self._due_in_flight -= sum(len(lot.fences) for lot in self._due_answered)
+                for lots in (self._failed, self._due_answered, self._marks):
+                    lots.clear()
+                self._unmarked = 0
+                self._target_lsn = self.recorded_lsn
+            _log.warning("failover_noticed", timeline=timeline)
+        self._timeline = timeline or self._timeline
+        return Bookkeeping(connection, self._tables, self._slot)
 
     def _disconnect(self) -> None:
         if self._books is not None:

@@ -232,6 +232,9 @@ class Reader:
         """Forget what we know of another cluster, or of another timeline: positions there are not positions here."""
         if (system.identifier, system.timeline) != (self._system.identifier, self._system.timeline):
             self._stream.forget()
+            if self._system.identifier:
+                # What is on its way may be of rows that were lost, whose ids this timeline gives to others.
+                self._replace_publisher()
         self._system = system
 
     def _stand_by(self, replication: ReplicationConnection) -> bool:

@@ -10,6 +10,7 @@ import psycopg
 from connector.outbox import Table
 from connector.store.bookkeeping import Connection
 from connector.store.queries import Tables
+from connector.store.timelines import timeline_of
 
 Partition = tuple[str, int]
 """A topic and the number of one of its partitions."""
@@ -39,23 +40,13 @@ class KeptOffsets:
         self._connection = connection
         self._tables = tables
         self._group_id = group_id
-        self.timeline = self._timeline() if self._may_keep() else None
-        """The cluster and its timeline; None where the role may not keep offsets, or the server does not tell."""
-
-    def _may_keep(self) -> bool:
-        offsets = Table(self._tables.outbox.schema, "outbox_connector_offsets")
-        query = self._tables.query("sink", "may_keep_offsets")
-        record = self._connection.execute(query, {"offsets": str(offsets)}).fetchone()
-        return bool(record and record[0])
-
-    def _timeline(self) -> str | None:
-        try:
-            record = self._connection.execute(self._tables.query("sink", "timeline")).fetchone()
-        except (psycopg.errors.FeatureNotSupported, psycopg.errors.InsufficientPrivilege):
-            return None  # a hosted server that has no WAL files to name
-        if record is None or record[0] is None:
+        offsets = Table(tables.outbox.schema, "outbox_connector_offsets")
+        query = tables.query("sink", "may_keep_offsets")
+        ((standby, may_keep),) = connection.execute(query, {"offsets": str(offsets)}).fetchall()
+        if standby:
             raise psycopg.errors.ReadOnlySqlTransaction("the server is a standby, which takes no writes")
-        return str(record[0])
+        self.timeline = timeline_of(connection, tables) if may_keep else None
+        """The cluster and its timeline; None where the role may not keep offsets, or the server does not tell."""
 
     def read(self) -> dict[Partition, Offset]:
         """Return what was kept, by partition."""

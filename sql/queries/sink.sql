@@ -182,7 +182,9 @@ update {outbox} as o
 select pg_logical_emit_message(true, %(prefix)s, %(milliseconds)s::text);
 
 -- name: may_keep_offsets
-select coalesce(has_table_privilege(t.oid, 'select') and has_table_privilege(t.oid, 'insert')
+-- Whether this is a standby, and whether this role may keep offsets.
+select pg_is_in_recovery(),
+       coalesce(has_table_privilege(t.oid, 'select') and has_table_privilege(t.oid, 'insert')
                 and has_table_privilege(t.oid, 'update'), false)
   from to_regclass(%(offsets)s) as t (oid);
 
