@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,15 @@ class Process:
     def rss_mb(self) -> float:
         """Its resident memory, in MiB."""
         return int(psutil.Process(self.pid).memory_info().rss) / 2**20
+
+    @property
+    def peak_rss_mb(self) -> float:
+        """The most resident memory it ever had, in MiB, as Linux keeps it; elsewhere what it has now."""
+        status = Path(f"/proc/{self.pid}/status")
+        if not status.exists():
+            return self.rss_mb
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+        return int(peak[1]) / 1024 if peak else 0.0
 
     @property
     def stdout(self) -> str:

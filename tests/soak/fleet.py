@@ -42,8 +42,8 @@ class Supervised:
     def measure(self) -> None:
         """Take note of its resident memory."""
         if self.process is not None:
-            with suppress(psutil.Error):
-                self.largest_mb = max(self.largest_mb, self.process.rss_mb)
+            with suppress(psutil.Error, OSError):
+                self.largest_mb = max(self.largest_mb, self.process.peak_rss_mb)
 
     def kill(self, down_for: float) -> bool:
         """End it with SIGKILL, and leave it down for so many seconds; tell whether it was there."""
