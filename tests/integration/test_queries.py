@@ -193,6 +193,7 @@ def test_scheduling_retries_looks_its_rows_up(session: Connection, size: int) ->
         "ids": list(range(1, size + 1)),
         "attempts": [0] * size,
         "errors": ["no"] * size,
+        "costs": [1] * size,
         "delays": list(DELAYS),
     }
     check(plan_of(session, sink_query(session, "schedule_retries"), arguments), PRIMARY)
