@@ -317,6 +317,7 @@ def _reconcile(arguments: argparse.Namespace) -> int:
         rate=arguments.rate,
         most_samples=max(0, arguments.samples),
         state=arguments.state,
+        start_deadline_seconds=settings.start_deadline_seconds,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         # The place is kept whichever of the two comes.

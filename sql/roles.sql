@@ -1,4 +1,4 @@
--- Three roles with the least privilege that works: for a database administrator to read, and to run after `setup`.
+-- Four roles with the least privilege that works: for a database administrator to read, and to run after `setup`.
 -- `outbox-connector setup --print-sql` ends with this script, with the configured tables in place of the names in braces.
 -- Then give each role a password or a certificate, and its URL to the process that runs as it.
 
@@ -12,6 +12,9 @@ begin
     end if;
     if not exists (select from pg_roles where rolname = 'outbox_operator') then
         create role outbox_operator login;
+    end if;
+    if not exists (select from pg_roles where rolname = 'outbox_auditor') then
+        create role outbox_auditor login;
     end if;
 end
 $roles$;
@@ -34,5 +37,9 @@ grant select, delete on {outbox} to outbox_operator;
 grant update (status, retry_count, max_retry, next_retry_at, updated_at) on {outbox} to outbox_operator;
 grant select, insert on {redrives} to outbox_operator;
 
+-- The auditor, for `reconcile`: it reads what is to agree, and writes nothing.
+grant usage on schema {outbox_schema}, {history_schema} to outbox_auditor;
+grant select on {outbox}, {history}, {redrives} to outbox_auditor;
+
 -- All: what `outbox-connector doctor` compares with what it knows.
-grant select on {migrations} to outbox_reader, outbox_sink, outbox_operator;
+grant select on {migrations} to outbox_reader, outbox_sink, outbox_operator, outbox_auditor;

@@ -70,7 +70,10 @@ class LogScan:
             ServiceUnavailable: Kafka says nothing for half a minute.
         """
         left = {partition: end for partition, (first, end) in stretches.items() if first < end}
-        self._consumer.assign([TopicPartition(*partition, stretches[partition][0]) for partition in left])
+        places = [TopicPartition(*partition, stretches[partition][0]) for partition in left]
+        self._consumer.assign(places)
+        # Some may still be paused since they were read before.
+        self._consumer.resume(places)
         heard = time.monotonic()
         while left:
             messages = self._consumer.consume(_AT_ONCE, _POLL_SECONDS)

@@ -290,7 +290,8 @@ def test_a_catch_up_that_is_owed_is_told_with_its_reason(env: dict[str, str], da
 @pytest.fixture
 def roles(env: dict[str, str], database: Database) -> Iterator[dict[str, str]]:
     """URLs of the roles of `sql/roles.sql`, under names of their own."""
-    names = {role: f"{role}_{secrets.token_hex(4)}" for role in ("outbox_reader", "outbox_sink", "outbox_operator")}
+    roles = ("outbox_reader", "outbox_sink", "outbox_operator", "outbox_auditor")
+    names = {role: f"{role}_{secrets.token_hex(4)}" for role in roles}
     script = (sql_directory() / "roles.sql").read_text("utf-8")
     for placeholder, name in {
         "outbox_schema": "public",

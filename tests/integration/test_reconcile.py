@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from tests.integration.scenario import OUTBOX, is_streaming, one, set_up
 from tests.services import Database, Kafka, Process, eventually
@@ -79,17 +80,26 @@ def test_an_empty_outbox_is_proved(connection: Connection, connector: Start) -> 
     assert document == {"ok": True, "checked": 0, **dict.fromkeys(KINDS, 0), "samples": {kind: [] for kind in KINDS}}
 
 
+def remedies() -> dict[str, str]:
+    """Return the SQL of the guide by the first line of each block."""
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "prove.md").read_text("utf-8")
+    blocks = [part.partition("```")[0] for part in page.split("```sql\n")[1:]]
+    return {block.partition("\n")[0].removeprefix("-- "): block for block in blocks}
+
+
 def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     connection: Connection, topic: str, connector: Start
 ) -> None:
-    """Damage of every kind, planted by hand, is named by the ids of its messages, and nothing else is."""
-    is_streaming(connector("reader"))
-    sink = connector("sink")
+    """Damage of every kind, planted by hand, is named by its ids and nothing else is; the guide mends all of it."""
+    reader, sink = is_streaming(connector("reader")), connector("sink")
     moment = {"created_at": "2026-01-02T03:04:05.678+02:00", "role": "user"}
     rows = {chat: enqueue(connection, topic, chat, 8, **moment) for chat in ("a", "b", "c")}
     all_consumed(connection)
     assert reconciled(connector)["checked"] == 24
     sink.stop()
+    (stuck,) = enqueue(connection, topic, "d")
+    eventually(lambda: statuses(connection).get("published") == 1, what="the publishing of the stuck message")
+    reader.stop()
 
     place: dict[int, int] = dict(connection.execute(f"select outbox_id, id from {HISTORY}").fetchall())
     lost, doubled, altered, early, unread = rows["a"][2], rows["a"][4], rows["b"][1], rows["b"][5], rows["c"][0]
@@ -106,28 +116,18 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     late = rows["b"][6]
     for outbox_id, new in ((early, -1), (late, place[early]), (early, place[late])):
         connection.execute(f"update {HISTORY} set id = %s where outbox_id = %s", [new, outbox_id])
-    (stuck,) = enqueue(connection, topic, "d")
-    eventually(lambda: statuses(connection).get("published") == 1, what="the publishing of the stuck message")
     connection.execute(f"update {OUTBOX} set published_at = now() - interval '11 minutes' where id = %s", [stuck])
-    overdue = one(
-        connection,
-        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, next_retry_at)"
-        " values ('chat_history_persist', %s, 'e', '{}', '-infinity') returning id",
-        [topic],
+    (overdue,) = enqueue(connection, topic, "e")
+    connection.execute(f"update {OUTBOX} set updated_at = now() - interval '2 hours' where id = %s", [overdue])
+    (unsent,) = enqueue(connection, topic, "f")
+    connection.execute(f"update {OUTBOX} set status = 'consumed' where id = %s", [unsent])
+    (dead,) = enqueue(connection, topic, "g")
+    connection.execute(f"update {OUTBOX} set status = 'dead' where id = %s", [dead])
+    connection.execute(
+        f"insert into {HISTORY} (user_id, chat_id, message_content, outbox_id)"
+        " values (7, 'f', '0', %s), (7, 'g', '0', %s)",
+        [unsent, dead],
     )
-    unsent = one(
-        connection,
-        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status)"
-        " values ('somebody_elses', %s, 'f', '{}', 'consumed') returning id",
-        [topic],
-    )
-    dead = one(
-        connection,
-        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status)"
-        " values ('chat_history_persist', %s, 'g', '{}', 'dead') returning id",
-        [topic],
-    )
-    connection.execute(f"insert into {HISTORY} (user_id, chat_id, outbox_id) values (1, 'g', %s)", [dead])
 
     assert named(reconciled(connector)) == {
         "missing": [lost, unsent],
@@ -140,7 +140,54 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     assert people.wait() == 1
     for outbox_id in (lost, unsent, stuck, overdue, doubled, early, altered, unread, dead):
         assert f"#{outbox_id} " in people.stdout
-    assert named(reconciled(connector, "--stuck-after", "1h")).get("stuck") == [overdue]
+    assert named(reconciled(connector, "--stuck-after", "1h"))["stuck"] == [overdue]
+
+    mend = remedies()
+    for what, outbox_id in {
+        "missing from history": lost,
+        "missing from Kafka": unsent,
+        "duplicated": doubled,
+        "the index": doubled,
+        "reordered": early,
+    }.items():
+        connection.execute(mend[what].replace("4711", str(outbox_id)))
+    for outbox_id in (altered, unread):
+        connection.execute(mend["differing"].replace("4711", str(outbox_id)))
+    for command in (["--stuck", "--older-than", "10m"], ["--id", str(dead)]):
+        assert connector("redrive", *command, "--reason", "a test", "--yes").wait() == 0
+    connector("reader")
+    connector("sink")
+    all_consumed(connection)
+    assert named(reconciled(connector)) == {}
+
+
+def test_what_kafka_no_longer_holds_is_not_called_missing(
+    connection: Connection, kafka: Kafka, topic: str, connector: Start
+) -> None:
+    """Once the log is cut, a note counts what cannot be proved; what came after the cut still has to be there."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    is_streaming(connector("reader"))
+    connector("sink")
+    old = enqueue(connection, topic, "a", 3)
+    all_consumed(connection)
+    connection.execute(f"update {OUTBOX} set created_at = now() - interval '1 hour'")
+    for cut in admin.delete_records([TopicPartition(topic, partition, -1) for partition in range(6)]).values():
+        cut.result(20)
+    process = connector("reconcile")
+    assert process.wait() == 0, process.stdout
+    assert f"{len(old)} messages are older than what Kafka keeps" in process.stdout
+    # The next message is at the beginning of its log, long enough before the one that nobody sent.
+    enqueue(connection, topic, "a")
+    all_consumed(connection)
+    unsent = enqueue(connection, topic, "a")[0]
+    eventually(lambda: statuses(connection) == {"consumed": 5}, within=30, what="the storing of the last one")
+    for cut in admin.delete_records([TopicPartition(topic, partition, -1) for partition in range(6)]).values():
+        cut.result(20)
+    assert named(reconciled(connector)) == {}
+    connection.execute(f"update {OUTBOX} set created_at = now() + interval '2 minutes' where id = %s", [unsent])
+    enqueue(connection, topic, "a")
+    all_consumed(connection)
+    assert named(reconciled(connector)) == {"missing": [unsent]}
 
 
 @contextmanager

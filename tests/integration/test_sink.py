@@ -586,7 +586,7 @@ def test_two_hopeless_copies_of_one_message_are_one_dead_message(
 @pytest.fixture
 def roles(outbox: OutboxTable) -> Iterator[Callable[[str], str]]:
     """Grant what `sql/roles.sql` grants; gives the database's URL as one of the roles."""
-    names = ("outbox_reader", "outbox_sink", "outbox_operator")
+    names = ("outbox_reader", "outbox_sink", "outbox_operator", "outbox_auditor")
     existing = {
         name
         for (name,) in outbox.connection.execute("select rolname from pg_roles where rolname = any(%s)", [[*names]])
@@ -662,7 +662,28 @@ def test_the_operator_redrives_and_prunes_with_the_least_privilege(
     assert one(outbox.connection, "select min(database_role) from outbox_connector_redrives") == "outbox_operator"
 
 
+def test_the_auditor_can_compare_everything(
+    outbox: OutboxTable, roles: Callable[[str], str], connector: Callable[..., Process]
+) -> None:
+    """As outbox_auditor `reconcile` does all of its work; a role that reads no history is told which one does."""
+    refused = connector("reconcile", CONNECTOR_DATABASE_URL=roles("outbox_sink"))
+    assert refused.wait(30) == 78
+    assert "outbox_auditor" in refused.stderr
+    outbox.new(status="consumed")
+    process = connector("reconcile", CONNECTOR_DATABASE_URL=roles("outbox_auditor"))
+    assert process.wait(30) == 1, process.stderr
+    assert "consumed, and not in history" in process.stdout
+
+
 FORBIDDEN = {
+    "outbox_auditor": [
+        "insert into chat_histories (user_id, chat_id) values (1, 'c')",
+        "update chat_histories set role = 'x'",
+        "update agent_outbox_messages set status = 'dead'",
+        "delete from agent_outbox_messages",
+        "delete from outbox_connector_redrives",
+        "select from outbox_connector_slots",
+    ],
     "outbox_operator": [
         "select from chat_histories",
         "delete from chat_histories",

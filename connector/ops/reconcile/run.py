@@ -18,8 +18,10 @@ from typing import Final, TypeVar
 import psycopg
 from psycopg import errors
 
-from connector.errors import ConfigurationError, EnvelopeError, ServiceUnavailable, SetupRequired
-from connector.kafka import Kafka, KafkaException, LogScan
+from connector.errors import EnvelopeError, ServiceUnavailable, SetupRequired
+from connector.kafka import Admin, Kafka, KafkaException, LogScan
+from connector.ops.awaited import before
+from connector.ops.database import open_database
 from connector.ops.reconcile.damage import Damage, Flaw, Parsers, flaws
 from connector.ops.reconcile.id_set import IdSet
 from connector.ops.reconcile.progress import Phase, Progress, load, save
@@ -27,7 +29,7 @@ from connector.ops.reconcile.report import Report, Sample
 from connector.ops.reconcile.retention import CLOCK_SKEW_SECONDS, Retention
 from connector.outbox import Status, decode_envelope
 from connector.store.comparison import Comparison, Message, Straggler
-from connector.store.connections import connect, describe, is_conflict
+from connector.store.connections import describe, is_conflict
 from connector.store.queries import Tables
 
 _SAVE_SECONDS: Final = 10.0
@@ -55,6 +57,7 @@ class ReconcileOptions:
     rate: float | None
     most_samples: int
     state: Path | None
+    start_deadline_seconds: float
 
 
 class Reconciliation:
@@ -76,20 +79,26 @@ class Reconciliation:
 
         Raises:
             ServiceUnavailable: PostgreSQL or Kafka does not answer.
-            SetupRequired: a table is missing.
-            ConfigurationError: the role may not read a table, or the state file is of something else.
+            SetupRequired: a table is missing, or the role may not read it.
+            ConfigurationError: the state file is of something else.
         """
         began = time.monotonic()
         options = self._options
+        deadline = began + options.start_deadline_seconds
+        admin = options.kafka.admin()
         try:
-            with connect(options.database_url, name="outbox-connector reconcile", prepare=False) as connection:
+            before(deadline, "Kafka", admin.topics)
+            with open_database(
+                options.database_url, "outbox-connector reconcile", deadline - time.monotonic()
+            ) as connection:
                 self._comparison = Comparison(connection, options.tables)
-                report = self._compare()
+                report = self._compare(admin)
         except (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedColumn) as error:
             raise SetupRequired(f"{describe(error)}: run `outbox-connector setup`") from error
         except errors.InsufficientPrivilege as error:
-            raise ConfigurationError(
-                [f"CONNECTOR_DATABASE_URL: {describe(error)}; its role must be able to read outbox and history"]
+            raise SetupRequired(
+                f"PostgreSQL: {describe(error)}: run it as the role outbox_auditor, or as the tables' owner"
+                " (docs/operations.md)"
             ) from error
         except psycopg.Error as error:
             raise ServiceUnavailable(f"PostgreSQL: {describe(error)}{self._how_to_go_on()}") from error
@@ -103,9 +112,8 @@ class Reconciliation:
     def _how_to_go_on(self) -> str:
         return "" if self._options.state is None else f"; run it again to go on from {self._options.state}"
 
-    def _compare(self) -> Report:
+    def _compare(self, admin: Admin) -> Report:
         options = self._options
-        admin = options.kafka.admin()
         scan = LogScan(options.kafka, options.group_id)
         try:
             partitioner = options.kafka.producer_options.get(
