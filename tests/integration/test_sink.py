@@ -666,10 +666,10 @@ def test_the_auditor_can_compare_everything(
     outbox: OutboxTable, roles: Callable[[str], str], connector: Callable[..., Process]
 ) -> None:
     """As outbox_auditor `reconcile` does all of its work; a role that reads no history is told which one does."""
+    outbox.new(status="consumed")
     refused = connector("reconcile", CONNECTOR_DATABASE_URL=roles("outbox_sink"))
     assert refused.wait(30) == 78
     assert "outbox_auditor" in refused.stderr
-    outbox.new(status="consumed")
     process = connector("reconcile", CONNECTOR_DATABASE_URL=roles("outbox_auditor"))
     assert process.wait(30) == 1, process.stderr
     assert "consumed, and not in history" in process.stdout
