@@ -195,8 +195,7 @@ class Bookkeeper(threading.Thread):
                 self.problem = describe(error)
                 _log.warning("bookkeeping_interrupted", error=self.problem, unmarked=self._unmarked)
                 self._disconnect()
-                with self._condition:
-                    self._condition.wait(wait)
+                self._rest(wait)
                 wait = min(wait * 2, _LONGEST_RECONNECT_WAIT)
                 self._beat()
         self._disconnect()
@@ -219,6 +218,16 @@ class Bookkeeper(threading.Thread):
             _log.warning("failover_noticed", timeline=timeline)
         self._timeline = timeline or self._timeline
         return Bookkeeping(connection, self._tables, self._slot)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before the next attempt, whatever comes in meanwhile; not for long once the time is running out."""
+        began = time.monotonic()
+        with self._condition:
+            while not self._closed:
+                left = began + (min(seconds, 0.1) if self._draining else seconds) - time.monotonic()
+                if left <= 0:
+                    return
+                self._condition.wait(left)
 
     def _disconnect(self) -> None:
         if self._books is not None:

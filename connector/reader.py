@@ -277,7 +277,10 @@ class Reader:
             SetupRequired: it does not.
         """
         name, outbox = self._options.publication_name, self._options.tables.outbox
-        found = publication_state(books.connection, self._options.tables, name)
+        try:
+            found = publication_state(books.connection, self._options.tables, name)
+        except psycopg.errors.UndefinedTable as error:
+            raise SetupRequired(f"{describe(error)}: run `outbox-connector setup`") from None
         if found is None or found.columns is None or not (found.inserts_only and found.sends_every_pending_row):
             raise SetupRequired(
                 f"publication {name!r} does not send every insert of a pending row, and no other change, of {outbox}:"

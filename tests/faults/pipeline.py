@@ -55,10 +55,10 @@ class Pipeline:
             if process.returncode is not None:
                 self.start(command)
 
-    def enqueue(self, rows: int = 5, due_in: float | None = None) -> list[int]:
+    def enqueue(self, rows: int = 5, due_in: float | None = None, table: str = OUTBOX) -> list[int]:
         """Enqueue so many rows on each of three keys, in one transaction."""
         with self.app.transaction():
-            ids = [self.insert(key, message_content=str(number)) for number in range(rows) for key in KEYS]
+            ids = [self.insert(key, message_content=str(number), table=table) for number in range(rows) for key in KEYS]
             if due_in is not None:
                 # Before its commit, so that nobody has seen it without.
                 self.app.execute(
@@ -69,14 +69,21 @@ class Pipeline:
         return ids
 
     def insert(
-        self, key: str, wanted: str = "consumed", *, topic: str = "", max_retry: int = 20, **payload: Any
+        self,
+        key: str,
+        wanted: str = "consumed",
+        *,
+        topic: str = "",
+        table: str = OUTBOX,
+        max_retry: int = 20,
+        **payload: Any,
     ) -> int:
         """Enqueue one row, which must come to a status; `payload` changes that of a good message."""
         document = {"user_id": 7, "chat_id": key, "message_content": "hello", "role": "user", **payload}
         outbox_id = int(
             one(
                 self.app,
-                f"insert into {OUTBOX} (biz_type, topic, message_key, payload, max_retry)"
+                f"insert into {table} (biz_type, topic, message_key, payload, max_retry)"
                 " values (%s, %s, %s, %s, %s) returning id",
                 ["chat_history_persist", topic or self.topic, key, Jsonb(document), max_retry],
             )

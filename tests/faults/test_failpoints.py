@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from connector.failpoints import Point
 from tests.faults.pipeline import Pipeline
 from tests.integration.scenario import all_published, one, write_wal
-from tests.services import Database, Kafka, eventually
+from tests.services import eventually
 
 LARGEST = 2_000
 
@@ -118,18 +118,8 @@ CRASHES = {
 }
 
 
-@pytest.fixture
-def pipeline(database: Database, kafka: Kafka, topic: str) -> Iterator[Pipeline]:
-    """A pipeline of which nothing runs yet."""
-    pipeline = Pipeline(database, kafka, topic)
-    yield pipeline
-    pipeline.close()
-
-
 @pytest.mark.parametrize("point", Point, ids=str)
-def test_a_crash_or_an_error_at_any_point_loses_doubles_and_reorders_nothing(
-    pipeline: Pipeline, point: Point, kafka: Kafka
-) -> None:
+def test_a_crash_or_an_error_at_any_point_loses_doubles_and_reorders_nothing(pipeline: Pipeline, point: Point) -> None:
     """SIGKILL at the point, then an error at it: after each the next process makes up for it."""
     crash = CRASHES[point]
     for action, code in (("kill", -9), ("raise", 1)):
