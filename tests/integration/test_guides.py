@@ -122,3 +122,22 @@ def test_the_queries_of_the_guides_run(database: Database, connector_env: dict[s
                 connection.execute("rollback")
                 ran += 1
     assert ran > 10
+
+
+def test_uninstalling_leaves_nothing_but_history(database: Database, connector_env: dict[str, str]) -> None:
+    """The statements of the guide take away all that `setup` made; roles, which are the cluster's, aside."""
+    set_up(connector_env)
+    (block,) = re.findall(r"^## Uninstall\n.*?```sql\n(.*?)```", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)
+    block = block.replace("'outbox_connector'", f"'{connector_env['CONNECTOR_SLOT_NAME']}'")
+    block = block.replace("publication outbox_connector", f"publication {connector_env['CONNECTOR_PUBLICATION_NAME']}")
+    with database.connect() as connection:
+        for statement in block.split(";"):
+            if not re.search(r"drop (owned|role)", statement):
+                connection.execute(statement.encode())
+        left = connection.execute(
+            "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"
+            " union all select proname from pg_proc where pronamespace = 'public'::regnamespace"
+            " union all select pubname from pg_publication"
+            " union all select slot_name from pg_replication_slots where database = current_database()"
+        ).fetchall()
+    assert left == [("chat_histories",)]
