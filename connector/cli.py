@@ -520,7 +520,7 @@ def _add_redrive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _redrive(arguments: argparse.Namespace) -> int:
-    from connector.ops.redrive import RATE, STUCK_SECONDS, RedriveOptions, redrive
+    from connector.ops.redrive import RATE, STUCK_SECONDS, RedriveOptions, redrive, who
     from connector.outbox import Status
     from connector.store.redrives import Selection
 
@@ -549,6 +549,7 @@ def _redrive(arguments: argparse.Namespace) -> int:
                 error_like=arguments.error_like,
                 older_than=older_than,
             ),
+            redriven_by=who(settings.group_instance_id),
             reason=arguments.reason,
             rate=arguments.rate or RATE,
         ),
@@ -559,7 +560,7 @@ def _redrive(arguments: argparse.Namespace) -> int:
 
 
 def _redrive_letters(arguments: argparse.Namespace) -> int:
-    from connector.ops.redrive import RATE
+    from connector.ops.redrive import RATE, who
     from connector.ops.redrive_letters import LetterOptions, redrive_letters
 
     if arguments.id or arguments.biz_type is not None or arguments.stuck:
@@ -576,6 +577,7 @@ def _redrive_letters(arguments: argparse.Namespace) -> int:
             key=arguments.key,
             error_like=arguments.error_like,
             older_than=arguments.older_than,
+            redriven_by=who(settings.group_instance_id),
             reason=arguments.reason,
             rate=arguments.rate or RATE,
         ),

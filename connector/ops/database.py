@@ -25,7 +25,7 @@ def open_database(url: str, name: str, deadline_seconds: float) -> Connection:
         ServiceUnavailable: it did not answer.
     """
     deadline = time.monotonic() + deadline_seconds
-    return before(deadline, "PostgreSQL", lambda: connect(url, name=name, statement_seconds=0))
+    return before(deadline, "PostgreSQL", lambda: connect(url, name=name, statement_seconds=0, prepare=False))
 
 
 @contextmanager

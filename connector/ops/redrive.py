@@ -41,6 +41,7 @@ class RedriveOptions:
     tables: Tables
     start_deadline_seconds: float
     selection: Selection
+    redriven_by: str
     reason: str | None
     rate: float
 
@@ -67,7 +68,7 @@ def redrive(options: RedriveOptions, out: TextIO, *, really: bool) -> int:
             out.write("\nNothing was changed. With --yes they are put back.\n")
             return 0
         out.flush()
-        run = Run(uuid4(), who(), options.reason, started_at)
+        run = Run(uuid4(), options.redriven_by, options.reason, started_at)
         progress = Progress(out, "put back", preview.rows)
         try:
             for number in _batches(redrives, selection, run, options.rate):
@@ -97,13 +98,13 @@ def _batches(redrives: Redrives, selection: Selection, run: Run, rate: float) ->
         pace.keep(len(moved))
 
 
-def who() -> str:
-    """Return the user of the operating system and the machine, or the pod, as `user@machine`."""
+def who(pod: str | None) -> str:
+    """Return the user of the operating system and where it is: the pod, or else this machine, as `user@machine`."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         user = f"uid {os.getuid()}"
-    return f"{user}@{os.environ.get('CONNECTOR_POD_NAME') or socket.gethostname()}"
+    return f"{user}@{pod or socket.gethostname()}"
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from connector.ops.columns import printable, table
 from connector.ops.database import open_database, refusals
 from connector.ops.durations import written
 from connector.ops.progress import Pace, Progress
-from connector.ops.redrive import who
 from connector.store.queries import Tables
 from connector.store.redrives import Place, Redrives, Run, SentBack
 
@@ -41,6 +40,7 @@ class LetterOptions:
     key: str | None
     error_like: str | None
     older_than: float | None
+    redriven_by: str
     reason: str | None
     rate: float
 
@@ -70,7 +70,7 @@ def redrive_letters(options: LetterOptions, out: TextIO, *, really: bool) -> int
     connection = open_database(options.database_url, "outbox-connector redrive", options.start_deadline_seconds)
     with connection, refusals():
         redrives = Redrives(connection, options.tables)
-        run = Run(uuid4(), who(), options.reason, redrives.clock())
+        run = Run(uuid4(), options.redriven_by, options.reason, redrives.clock())
         ends = before(deadline, "Kafka", box.ends)
         found = _look(options, box, ends, redrives, run)
         out.writelines(f"{line}\n" for line in _as_lines(found, run))
@@ -120,13 +120,17 @@ def _batches(
             letter for letter in letters if _is_selected(letter, options, run) and _obstacle(letter, options) is None
         ]
         for start in range(0, len(wanted), pace.batch):
-            sent = _send(options, box, redrives, run, wanted[start : start + pace.batch])
+            sent, problem = _send(options, box, redrives, run, wanted[start : start + pace.batch])
             yield sent
+            if problem is not None:
+                raise ConnectorError(f"Kafka did not take every letter: {problem}. What it took is recorded")
             pace.keep(sent)
 
 
-def _send(options: LetterOptions, box: LetterBox, redrives: Redrives, run: Run, letters: list[Letter]) -> int:
-    """Send what was not sent before, and record what Kafka has taken before anything more is sent."""
+def _send(
+    options: LetterOptions, box: LetterBox, redrives: Redrives, run: Run, letters: list[Letter]
+) -> tuple[int, str | None]:
+    """Send what was not sent before, and record what Kafka has taken; return how much that is, and what went wrong."""
     with redrives.letters():
         done = redrives.sent_back(options.dead_letter_topic, [_place(letter) for letter in letters])
         taken, problem = box.send_back([letter for letter in letters if (letter.partition, letter.offset) not in done])
@@ -143,9 +147,7 @@ def _send(options: LetterOptions, box: LetterBox, redrives: Redrives, run: Run, 
                 for letter in taken
             ],
         )
-    if problem is not None:
-        raise ConnectorError(f"Kafka did not take every letter: {problem}. What it took is recorded; run it again")
-    return len(taken)
+    return len(taken), problem
 
 
 def _is_selected(letter: Letter, options: LetterOptions, run: Run) -> bool:

@@ -59,6 +59,8 @@ with chosen as materialized (
                (select r.attempt
                   from {redrives} as r
                  where r.outbox_id = o.id and r.outbox_table = %(outbox)s
+                   -- Else it is of another row, that had this id in a table that is gone.
+                   and r.attempt <= o.retry_count
                  order by r.id desc
                  limit 1), 0)) as attempts
       from {outbox} as o

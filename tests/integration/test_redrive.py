@@ -17,7 +17,7 @@ from confluent_kafka.admin import NewTopic
 from psycopg import sql
 
 from connector.cli import main
-from connector.errors import SetupRequired
+from connector.errors import ConnectorError, SetupRequired
 from connector.kafka import Kafka as Connections
 from connector.ops.redrive import RedriveOptions, redrive
 from connector.ops.redrive_letters import LetterOptions, redrive_letters
@@ -26,7 +26,7 @@ from connector.store.queries import Tables
 from connector.store.redrives import Redrives, Run, Selection
 from connector.store.schema import migrate
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable, item
-from tests.integration.scenario import Tap, one, set_up
+from tests.integration.scenario import Tap, is_streaming, one, set_up
 from tests.services import Database, Kafka, Process, eventually
 
 TOO_LONG = "c" * 37
@@ -63,7 +63,7 @@ def run(
 ) -> str:
     """Run `redrive` in this process and return what it prints."""
     out = io.StringIO()
-    options = RedriveOptions(outbox.database.url, TABLES, 10.0, Selection(**selection), reason, rate)
+    options = RedriveOptions(outbox.database.url, TABLES, 10.0, Selection(**selection), "test@here", reason, rate)
     redrive(options, out, really=really)
     return out.getvalue()
 
@@ -352,11 +352,12 @@ def test_tables_of_any_name_are_redriven_each_with_its_own_record(database: Data
             statement = "insert into {} (biz_type, topic, message_key, payload, status) values ('b','t','k','1','dead')"
             connection.execute(sql.SQL(statement).format(sql.Identifier(*tables.outbox)))
         for _ in range(2):
-            options = RedriveOptions(database.url, one_outbox, 10.0, Selection(), None, 1_000)
+            options = RedriveOptions(database.url, one_outbox, 10.0, Selection(), "test@here", None, 1_000)
             assert redrive(options, io.StringIO(), really=True) == 1
             table = sql.Identifier(*one_outbox.outbox)
             connection.execute(sql.SQL("update {} set status = 'dead'").format(table))
-        assert redrive(RedriveOptions(database.url, other, 10.0, Selection(), None, 1_000), io.StringIO(), really=True)
+        options = RedriveOptions(database.url, other, 10.0, Selection(), "test@here", None, 1_000)
+        assert redrive(options, io.StringIO(), really=True) == 1
         limits = [
             connection.execute(sql.SQL("select max_retry from {}").format(sql.Identifier(*t.outbox))).fetchone()
             for t in (one_outbox, other)
@@ -402,13 +403,14 @@ class Letters:
     def redrive(self, *, really: bool = True, rate: float = 1_000.0, **given: Any) -> str:
         """Run `redrive --dead-letters` in this process and return what it prints."""
         out = io.StringIO()
-        selection: dict[str, Any] = {"key": None, "error_like": None, "older_than": None, "reason": "a new sink"}
+        selection: dict[str, Any] = {"key": None, "error_like": None, "older_than": None, "topics": (self.topic,)}
         options = LetterOptions(
             database_url=self._outbox.database.url,
             kafka=self.kafka,
             tables=TABLES,
-            topics=(self.topic,),
             dead_letter_topic=self.dead,
+            redriven_by="test@here",
+            reason="a new sink",
             start_deadline_seconds=10.0,
             rate=rate,
             **(selection | given),
@@ -494,6 +496,19 @@ def test_two_at_once_send_each_letter_once(letters: Letters, kafka: Kafka) -> No
         assert sorted(int(message.value) for message in tap.read(0.5)) == list(range(50))
 
 
+def test_what_kafka_took_is_recorded_when_it_refuses_another(letters: Letters, kafka: Kafka) -> None:
+    """The error names the topic; the letters that went before are not sent again."""
+    with kafka.topic(1, {"max.message.bytes": "300"}) as narrow:
+        letters.write(b"small", topic=narrow)
+        letters.write(os.urandom(1_000), topic=narrow)
+        for _ in range(2):
+            with pytest.raises(ConnectorError, match=f"topic {narrow}"):
+                letters.redrive(topics=(narrow,), rate=1)
+        with Tap(kafka, narrow, partitions=1) as tap:
+            tap.until(lambda sent: sent)
+            assert [message.value for message in tap.read(0.5)] == [b"small"]
+
+
 def test_without_a_dead_letter_topic_it_says_what_to_do(topic: str, kafka: Kafka, outbox: OutboxTable) -> None:
     """`setup` makes the topic."""
     with pytest.raises(SetupRequired, match="outbox-connector setup"):
@@ -565,6 +580,49 @@ def test_an_interrupted_run_is_finished_by_the_next(
     run(outbox)
     assert pending(outbox) == ids
     assert outbox.connection.execute(recorded).fetchone() == (len(ids), len(ids))
+
+
+def test_a_run_that_loses_its_connection_ends_with_69_and_is_finished_by_the_next(
+    outbox: OutboxTable, connector: Callable[..., Process]
+) -> None:
+    """What was moved before is moved and recorded; the error says to run it again."""
+    for _ in range(200):
+        dead(outbox)
+    process = connector("redrive", "--all", "--yes", "--rate", "20")
+    eventually(lambda: pending(outbox), what="the first batch")
+    ended = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+    outbox.connection.execute(f"{ended} and application_name = 'outbox-connector redrive'")
+    assert process.wait(30) == 69
+    assert "run it again" in process.stderr
+    assert 0 < len(pending(outbox)) < 200
+    run(outbox)
+    assert len(pending(outbox)) == one(outbox.connection, "select count(*) from outbox_connector_redrives") == 200
+
+
+def test_it_keeps_to_its_rate(outbox: OutboxTable) -> None:
+    """Forty rows at forty a second take a second at least."""
+    for _ in range(40):
+        dead(outbox)
+    began = time.monotonic()
+    run(outbox, rate=40)
+    assert time.monotonic() - began >= 1.0
+
+
+def test_the_reader_publishes_a_redriven_row_at_once(
+    outbox: OutboxTable, connector_env: dict[str, str], kafka: Kafka, topic: str, connector: Callable[..., Process]
+) -> None:
+    """Woken by the redrive, not by the sweep, which comes half a minute later."""
+    set_up(connector_env)
+    reader = is_streaming(connector("reader"))
+    with Tap(kafka, topic) as tap:
+        tap.has([outbox.new("key", topic)])
+        outbox_id = outbox.new("key", topic, status="dead", retry_count=20)
+        run(outbox)
+        (copy,) = [sent for sent in tap.has([outbox_id], within=25) if sent.outbox_id == outbox_id]
+        assert copy.envelope["attempt"] == 21
+        eventually(lambda: outbox.status(outbox_id) == "published", what="the mark")
+    assert "overlooked_rows_found" not in {event["event"] for event in reader.events}
+    assert reader.stop() == 0
 
 
 def test_beside_a_running_pipeline_each_message_is_stored_once_and_each_key_in_order(
