@@ -288,7 +288,7 @@ class _Run:
             time.sleep(0.01)
 
     def _break_network(self, fault: Fault) -> None:
-        of_kafka = fault.kind in {Kind.CUT_KAFKA, Kind.SILENCE_KAFKA, Kind.SLOW_KAFKA}
+        of_kafka = fault.kind in {Kind.CUT_KAFKA, Kind.SILENCE_KAFKA, Kind.UNPLUG_KAFKA, Kind.SLOW_KAFKA}
         proxy = self._kafka_proxy if of_kafka else self._database_proxy
         self._broken[proxy].append(fault)
         _apply(proxy, fault)
@@ -377,5 +377,7 @@ def _apply(proxy: TcpProxy, fault: Fault) -> None:
         proxy.cut()
     elif fault.kind in {Kind.SILENCE_DATABASE, Kind.SILENCE_KAFKA}:
         proxy.black_hole()
+    elif fault.kind in {Kind.UNPLUG_DATABASE, Kind.UNPLUG_KAFKA}:
+        proxy.unplug()
     else:
         proxy.delay(0.05)

@@ -19,6 +19,8 @@ class Kind(StrEnum):
     CUT_KAFKA = "cut Kafka"
     SILENCE_DATABASE = "black hole database"
     SILENCE_KAFKA = "black hole Kafka"
+    UNPLUG_DATABASE = "unplug database"
+    UNPLUG_KAFKA = "unplug Kafka"
     SLOW_DATABASE = "delay database"
     SLOW_KAFKA = "delay Kafka"
     KILL_BROKER = "SIGKILL broker"
@@ -47,6 +49,8 @@ HABITS: Final = {
     Kind.CUT_KAFKA: Habit(0.7, 0.0, 4.0),
     Kind.SILENCE_DATABASE: Habit(0.2, 2.0, 20.0),
     Kind.SILENCE_KAFKA: Habit(0.2, 2.0, 20.0),
+    Kind.UNPLUG_DATABASE: Habit(0.15, 2.0, 30.0),
+    Kind.UNPLUG_KAFKA: Habit(0.15, 2.0, 30.0),
     Kind.SLOW_DATABASE: Habit(0.2, 3.0, 12.0),
     Kind.SLOW_KAFKA: Habit(0.2, 3.0, 12.0),
     Kind.KILL_BROKER: Habit(0.3, 0.0, 6.0),
@@ -68,10 +72,12 @@ class Fault:
 
 def draw(seed: int, minutes: float) -> list[Fault]:
     """Return the faults of a run in the order of time; every kind comes once at least."""
-    rng = random.Random(f"faults {seed}")
-    faults = [
-        Fault(rng.uniform(2, minutes * 60), kind, rng.uniform(habit.shortest, habit.longest))
-        for kind, habit in HABITS.items()
-        for _ in range(max(1, round(habit.a_minute * minutes)))
-    ]
+    faults = []
+    for kind, habit in HABITS.items():
+        # Each kind has numbers of its own, so that a new kind leaves the others where they were.
+        rng = random.Random(f"{seed} {kind}")
+        faults += [
+            Fault(rng.uniform(2, minutes * 60), kind, rng.uniform(habit.shortest, habit.longest))
+            for _ in range(max(1, round(habit.a_minute * minutes)))
+        ]
     return sorted(faults, key=lambda fault: fault.at)
