@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import secrets
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from tests.services import Database, Kafka, Postgres, eventually
+from tests.services import Database, Kafka, Postgres, TcpProxy, eventually
 
 
 def _send(kafka: Kafka, topic: str, value: bytes) -> None:
@@ -84,3 +90,58 @@ def test_an_own_kafka_keeps_its_messages_over_a_kill(durable_own_kafka: Kafka, o
     durable_own_kafka.start()
     assert durable_own_kafka.bootstrap_servers == servers
     assert _first_value(durable_own_kafka, own_topic) == b"kept"
+
+
+@pytest.fixture
+def echo() -> Iterator[TcpProxy]:
+    """A proxy before a server that says again what it hears."""
+
+    class Echo(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                while heard := self.request.recv(1_000):
+                    self.request.sendall(heard)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with TcpProxy("127.0.0.1", server.server_address[1]) as proxy:
+            yield proxy
+        server.shutdown()
+
+
+def _client(proxy: TcpProxy) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", proxy.port), timeout=20)
+    client.sendall(b"hello")
+    return client
+
+
+def test_a_proxy_passes_cuts_swallows_delays_and_passes_again(echo: TcpProxy) -> None:
+    """What a fault is called is what the two sides see of it."""
+    with _client(echo) as client:
+        assert client.recv(5) == b"hello"
+        echo.delay(0.2)
+        began = time.monotonic()
+        client.sendall(b"later")
+        assert client.recv(5) == b"later"
+        assert time.monotonic() - began >= 0.4
+        echo.restore()
+        echo.black_hole()
+        client.sendall(b"kept")
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.recv(5)
+        client.settimeout(20)
+        echo.restore()
+        assert client.recv(5) == b"kept"
+        echo.cut()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    with pytest.raises(ConnectionResetError), _client(echo) as refused:
+        refused.recv(1)
+    echo.restore()
+    with _client(echo) as client:
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(5) == b"hello"
+        assert client.recv(5) == b""
+    eventually(lambda: echo.connections == 0, what="the end of the connection")
