@@ -17,10 +17,12 @@ from connector.ops.durations import seconds
 from connector.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from connector.handlers.chat_history import ChatHistoryHandler
     from connector.kafka import Kafka
     from connector.observability.health import Health
-    from connector.observability.metrics import Metrics
+    from connector.observability.metrics import Metrics, SinkMetrics
     from connector.ops.doctor import DoctorOptions
+    from connector.ops.proof import Proof
     from connector.ops.setup import SetupOptions
     from connector.ops.status import StatusOptions
     from connector.store.gauges import Gauges
@@ -295,22 +297,27 @@ def _add_reconcile(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     reconcile.set_defaults(command=_reconcile)
 
 
-def _reconcile(arguments: argparse.Namespace) -> int:
+def _in_history() -> dict[str, ChatHistoryHandler]:
+    """Return the handlers that store in the history table, by `biz_type`; where others store is not known."""
     from connector.handlers import load_handlers
     from connector.handlers.chat_history import ChatHistoryHandler
+
+    return {
+        biz_type: handler for biz_type, handler in load_handlers().items() if isinstance(handler, ChatHistoryHandler)
+    }
+
+
+def _reconcile(arguments: argparse.Namespace) -> int:
     from connector.ops.reconcile import ReconcileOptions, Reconciliation, as_json, as_lines
 
     settings = _quiet_settings()
-    in_history = {
-        biz_type: handler for biz_type, handler in load_handlers().items() if isinstance(handler, ChatHistoryHandler)
-    }
     options = ReconcileOptions(
         database_url=settings.database_url,
         kafka=_kafka(settings),
         tables=_tables(settings),
         topics=settings.topics,
         group_id=settings.group_id,
-        parsers={biz_type: handler.parse for biz_type, handler in in_history.items()},
+        parsers={biz_type: handler.parse for biz_type, handler in _in_history().items()},
         strict=settings.key_ordering == "strict",
         since=arguments.since,
         stuck_after=arguments.stuck_after,
@@ -409,7 +416,30 @@ def _sink(_: argparse.Namespace) -> int:
     gauges = _gauges(settings, metrics)
     metrics.on_scrape(lambda: metrics.held_messages.set(gauges.held()), metrics.held_messages)
     health.ready("sink", "starting")
-    return _serve(settings, sink, metrics, health)
+    proof = _start_proof(settings, metrics)
+    try:
+        return _serve(settings, sink, metrics, health)
+    finally:
+        if proof is not None:
+            proof.close()
+
+
+def _start_proof(settings: Settings, metrics: SinkMetrics) -> Proof | None:
+    from connector.ops.proof import Proof
+    from connector.store.comparison import Comparison
+    from connector.store.connections import connect
+
+    if not settings.proof_seconds:
+        return None
+    proof = Proof(
+        lambda: connect(settings.database_url, name="outbox-connector proof", prepare=False),
+        lambda connection: Comparison(connection, _tables(settings)),
+        sorted(_in_history()),
+        settings.proof_seconds,
+        metrics,
+    )
+    proof.start()
+    return proof
 
 
 def _gauges(settings: Settings, metrics: Metrics) -> Gauges:

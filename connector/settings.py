@@ -291,6 +291,12 @@ class Settings(BaseSettings):
         "a stable name of this process, such as its pod's: a restart then moves no partitions (static membership)",
         "a stable name of 1 to 249 characters",
     )
+    proof_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
+        60.0,
+        "how often the sink compares what was settled with history, if its role may read that; 0 is never",
+        f"{_SECONDS}, 0 or more",
+        shown="60",
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = _setting(
         "info", "the least important events that are logged", "debug, info, warning, error or critical"
     )

@@ -175,6 +175,11 @@ class SinkMetrics(Metrics):
             "sink_batch_rows", "Messages in one database transaction.", _BATCH_BUCKETS
         )
         self.held_messages = self._scraped("held_messages", "Messages held back by an earlier one of their key.")
+        # Shown once there is something to tell.
+        self.unproved = self._scraped("unproved", "Settled messages that history lacks, has twice, or has otherwise.")
+        self.last_proof_timestamp = self._scraped(
+            "last_proof_timestamp", "When what was settled was last compared with history, in seconds since 1970."
+        )
         for reason in _DEAD_BY_SINK:
             self.dead.labels(reason)
         for reason in _SKIPPED:

@@ -154,3 +154,30 @@ class Comparison:
         arguments = {"ids": list(ids), "outbox": str(self._tables.outbox)}
         records = self._connection.execute(self._tables.query("reconcile", "redriven"), arguments)
         return {outbox_id for (outbox_id,) in records}
+
+    def unsettled(self, most: int) -> tuple[int, list[int]]:
+        """Return the last id there is, and the ids of messages that are neither consumed nor dead, within bounds."""
+        last, ids = self._one("unsettled", most=most)
+        return last, ids
+
+    def last_id(self) -> int:
+        """Return the last id there is, or 0."""
+        return int(self._one("last_id")[0])
+
+    def unproved(
+        self, again: Sequence[int], after: int, through: int, limit: int, biz_types: Sequence[str]
+    ) -> tuple[int | None, dict[int, str]]:
+        """Return where a range of at most so many rows ends, and what is not proved of it and of other ids, with why.
+
+        The database compares, without times of creation; `why` is unsettled, missing, duplicated or differing.
+        """
+        arguments = {
+            "again": list(again),
+            "after": after,
+            "through": through,
+            "limit": limit,
+            "biz_types": list(biz_types),
+        }
+        records = self._connection.execute(self._tables.query("reconcile", "unproved"), arguments).fetchall()
+        *found, (end, _) = sorted(records, key=lambda record: record[1] == "end")
+        return end, dict(found)

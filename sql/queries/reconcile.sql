@@ -87,3 +87,48 @@ select s.id, s.overtaker, s.topic, s.message_key, s.retry_count, s.created
 -- Those of a few messages that somebody has put back: they are stored behind what came after them, and may be.
 select distinct r.outbox_id from {redrives} as r
  where r.outbox_id = any (%(ids)s::bigint[]) and r.outbox_table = %(outbox)s;
+
+-- name: unsettled
+-- Where the sink's own proof begins: the last id there is, and the messages that are not settled yet.
+select (select coalesce(max(id), 0) from {outbox}),
+       array(select id from {outbox} where status = 'pending' order by id limit %(most)s)
+       || array(select id from {outbox} where status = 'published' order by id limit %(most)s);
+
+-- name: last_id
+select coalesce(max(id), 0) from {outbox};
+
+-- name: unproved
+-- Of a range of ids, and of a few others, those that are not proved, each with why; and where the range ends.
+with fresh as materialized (
+    select id, biz_type, status, payload
+      from {outbox}
+     where id > %(after)s and id <= %(through)s
+     order by id
+     limit %(limit)s
+),
+message as (
+    select * from fresh
+    union all
+    select id, biz_type, status, payload from {outbox} where id = any (%(again)s::bigint[])
+),
+judged as (
+    select m.id,
+           case when m.status in ('pending', 'published') then 'unsettled'
+                when h.rows > 1 then 'duplicated'
+                when m.status = 'consumed' and h.rows = 0 and m.biz_type = any (%(biz_types)s) then 'missing'
+                when m.status <> 'consumed' and h.rows > 0 then 'differing'
+                when h.differing and m.biz_type = any (%(biz_types)s) then 'differing'
+           end as why
+      from message as m
+      cross join lateral (
+          select count(*) as rows,
+                 coalesce(bool_or((h.user_id::text, h.chat_id::text, h.message_content, h.role::text) is distinct from
+                                  (m.payload ->> 'user_id', m.payload ->> 'chat_id', m.payload ->> 'message_content',
+                                   m.payload ->> 'role')), false) as differing
+            from {history} as h
+           where h.outbox_id = m.id
+      ) as h
+)
+select id, why from judged where why is not null
+union all
+select max(id), 'end' from fresh;

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from tests.integration.scenario import OUTBOX, is_streaming, one, set_up
+from tests.integration.scenario import OUTBOX, is_streaming, metric, one, set_up
 from tests.services import Database, Kafka, Process, eventually
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -307,3 +307,34 @@ def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes
     assert named(document) == {"missing": [7, rows - 8, rows - 7]}
     assert largest < MEMORY_LIMIT_MB
     assert not state.exists()
+
+
+def test_the_sink_proves_what_it_has_settled_and_shows_what_is_damaged_until_it_is_mended(
+    connection: Connection, topic: str, connector: Start
+) -> None:
+    """`unproved` and `last_proof_timestamp` follow the database; what is on its way is proved once it is settled."""
+    is_streaming(connector("reader"))
+    sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2")
+    rows = enqueue(connection, topic, "a", 3)
+    all_consumed(connection)
+    proved = eventually(lambda: metric(sink, "last_proof_timestamp"), within=20, what="the first proof")
+    eventually(lambda: metric(sink, "last_proof_timestamp") > proved, within=20, what="the next one")
+    assert metric(sink, "unproved") == 0
+    rows += enqueue(connection, topic, "a", 3)
+    all_consumed(connection)
+    connection.execute(f"update {HISTORY} set role = 'nobody' where outbox_id = %s", [rows[-1]])
+    (lost,) = enqueue(connection, topic, "b")
+    connection.execute(f"update {OUTBOX} set status = 'consumed' where id = %s", [lost])
+    connection.execute(f"delete from {HISTORY} where outbox_id = %s", [lost])
+    eventually(lambda: metric(sink, "unproved") == 2, within=20, what="word of the damage")
+    said = {
+        key: why
+        for line in sink.events
+        if line["event"] == "messages_unproved"
+        for key, why in line["outbox_ids"].items()
+    }
+    assert said == {str(rows[-1]): "differing", str(lost): "missing"}
+    connection.execute(f"update {HISTORY} set role = null where outbox_id = %s", [rows[-1]])
+    connection.execute(remedies()["missing from history"].replace("4711", str(lost)))
+    eventually(lambda: metric(sink, "unproved") == 0, within=20, what="the proof of what was mended")
+    assert sink.stop() == 0

@@ -1,0 +1,141 @@
+"""The sink's own proof: what has been settled lately is in history, once, and as its payload says.
+
+A thread of its own with a connection of its own, slow on purpose. The comparison is the database's, so that none of it
+takes the interpreter from the sink. It begins with what is not settled when it starts; `reconcile` proves everything.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from psycopg import errors
+
+from connector.observability.logs import get_logger
+from connector.store.bookkeeping import Connection
+from connector.store.comparison import Comparison
+from connector.store.connections import describe
+
+if TYPE_CHECKING:
+    from connector.observability.metrics import SinkMetrics
+
+_ROWS: Final = 1_000
+_MOST_OPEN: Final = 10_000
+_SHARE_OF_TIME: Final = 0.2
+_NAMED: Final = 10
+
+_log = get_logger("proof")
+
+
+class Proof(threading.Thread):
+    """Compares every so many seconds, and tells by the metrics `unproved` and `last_proof_timestamp`."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        compare: Callable[[Connection], Comparison],
+        biz_types: Sequence[str],
+        seconds: float,
+        metrics: SinkMetrics,
+    ) -> None:
+        """Prepare the thread; `biz_types` are those that are stored in history."""
+        super().__init__(name="proof", daemon=True)
+        self._connect = connect
+        self._compare = compare
+        self._biz_types = list(biz_types)
+        self._seconds = seconds
+        self._metrics = metrics
+        self._closed = threading.Event()
+        self._said = ""
+        self._connection: Connection | None = None
+        self._comparison: Comparison
+        self._after: int | None = None
+        self._through = 0
+        self._open: set[int] = set()
+        self._damaged: dict[int, str] = {}
+
+    def close(self) -> None:
+        """End the thread; a statement that runs is not waited for."""
+        self._closed.set()
+
+    def run(self) -> None:
+        """Prove, until closed."""
+        while not self._closed.is_set():
+            try:
+                self._round()
+                self._said = ""
+            except errors.InsufficientPrivilege as error:
+                self._say("proof_not_permitted", error)
+            except psycopg.Error as error:
+                self._say("proof_interrupted", error)
+                if self._connection is not None:
+                    self._connection.close()
+            self._closed.wait(self._seconds)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _say(self, event: str, error: psycopg.Error) -> None:
+        text = describe(error)
+        if text != self._said:
+            self._said = text
+            _log.info(event, error=text)
+
+    def _round(self) -> None:
+        """Look again at what was open or damaged, then at what had been enqueued by the last round.
+
+        A round is behind by one, so that a transaction which commits its lower ids late is not passed by.
+        """
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+            self._comparison = self._compare(self._connection)
+        if self._after is None:
+            self._after, unsettled = self._comparison.unsettled(_MOST_OPEN)
+            self._through = self._after
+            self._open.update(unsettled)
+        last = self._comparison.last_id()
+        opened, damaged = self._open, self._damaged
+        self._open, self._damaged = set(), {}
+        try:
+            self._look_at_all(sorted(opened | damaged.keys()), last)
+        except psycopg.Error:
+            self._open |= opened
+            self._damaged = damaged | self._damaged
+            raise
+        self._metrics.unproved.set(len(self._damaged))
+        if fresh := sorted(self._damaged.keys() - damaged.keys()):
+            named = {outbox_id: self._damaged[outbox_id] for outbox_id in fresh[:_NAMED]}
+            _log.error("messages_unproved", messages=len(fresh), outbox_ids=named)
+
+    def _look_at_all(self, again: Sequence[int], last: int) -> None:
+        assert self._after is not None
+        for some in _batches(again):
+            self._look(some, self._after, self._after)
+        while self._after < self._through and not self._closed.is_set():
+            if len(self._open) + len(self._damaged) > _MOST_OPEN:
+                # What is open is remembered within bounds: go on once it is settled. The time of the proof stays.
+                return
+            end = self._look([], self._after, self._through)
+            self._after = self._through if end is None else end
+        self._metrics.last_proof_timestamp.set_to_current_time()
+        self._through = last
+
+    def _look(self, again: Sequence[int], after: int, through: int) -> int | None:
+        began = time.monotonic()
+        end, found = self._comparison.unproved(again, after, through, _ROWS, self._biz_types)
+        for outbox_id, why in found.items():
+            if why == "unsettled":
+                self._open.add(outbox_id)
+            else:
+                self._damaged[outbox_id] = why
+        self._closed.wait((time.monotonic() - began) / _SHARE_OF_TIME)
+        return end
+
+
+def _batches(ids: Sequence[int]) -> Iterator[list[int]]:
+    left = iter(ids)
+    while some := list(islice(left, _ROWS)):
+        yield some
