@@ -106,6 +106,13 @@ def test_it_goes_on_behind_rows_that_stay_and_stops_at_young_ones(outbox: Outbox
     assert run(outbox)[0] == Pruned(2_500, 0)
 
 
+def test_rows_that_claim_to_be_younger_than_their_storing_are_removed_too(outbox: OutboxTable) -> None:
+    """An application may write `created_at` itself; a window that has something to remove does not end the run."""
+    settled(outbox, 8, rows=2_500)
+    outbox.connection.execute("update agent_outbox_messages set created_at = now()")
+    assert run(outbox)[0] == Pruned(2_500, 0)
+
+
 def test_a_copy_that_comes_again_after_its_row_is_gone_is_a_counted_no_op(outbox: OutboxTable) -> None:
     """History keeps the one row it has, and takes no second."""
     outbox_id = outbox.new()
