@@ -44,8 +44,10 @@ _OPTION_PREFIXES = {
     "CONNECTOR_PRODUCER_": "producer_options",
     "CONNECTOR_CONSUMER_": "consumer_options",
 }
-# librdkafka options whose own name ends like our suffix for "the value is in this file".
+# Options whose own name ends like our suffix for "the value is in this file"; the first is ours, not librdkafka's: a
+# token is read again and again.
 _OPTIONS_NAMED_FILE = {
+    "OAUTHBEARER_TOKEN_FILE",
     "SASL_OAUTHBEARER_ASSERTION_FILE",
     "SASL_OAUTHBEARER_ASSERTION_JWT_TEMPLATE_FILE",
     "SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE",

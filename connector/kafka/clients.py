@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from connector.errors import ConfigurationError
 from connector.kafka.admin import Admin
 from connector.kafka.deliveries import LARGEST_MESSAGE
+from connector.kafka.tokens import for_librdkafka
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Kafka(NamedTuple):
         for layer in layers:
             merged.update(layer)
         merged["logger"] = log or logging.getLogger("librdkafka")
-        return merged
+        return for_librdkafka(merged)
 
     def producer(self, on_error: Callable[[KafkaError], None]) -> Producer:
         """Make a producer; `on_error` hears of trouble with the brokers from within `poll`.

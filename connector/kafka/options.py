@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
+from connector.kafka.tokens import TOKEN_FILE, for_librdkafka, unreadable_token, without_mechanism
+
 _SIDES: Final[Mapping[str, type[Producer | Consumer]]] = {
     "CONNECTOR_KAFKA_": Producer,
     "CONNECTOR_PRODUCER_": Producer,
@@ -67,8 +69,12 @@ def option_problems(
 
 def _refusal(client: type[Producer | Consumer], options: Mapping[str, str], *, alone: bool) -> str | None:
     """Return why librdkafka refuses options, or None; `alone`, an option that only lacks its companions is fine."""
+    if TOKEN_FILE in options:
+        problem = unreadable_token(options[TOKEN_FILE]) if alone else without_mechanism(options)
+        if alone or problem:
+            return problem
     try:
-        client({**options, "group.id": "check", "log_level": 0, "logger": _silent()})
+        client(for_librdkafka({**options, "group.id": "check", "log_level": 0, "logger": _silent()}))
     except KafkaException as error:
         text = str(error.args[0].str()).strip()
     except (TypeError, ValueError, AttributeError) as error:

@@ -129,7 +129,19 @@ class ApacheKafka(Kafka):
 
     kind = "apache"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        listeners: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare; `listeners` are more of them, each with its security protocol, and `users` may log in by SCRAM."""
+        self._more_listeners = dict(listeners or {})
+        self._more_settings = dict(settings or {})
+        self._users = dict(users or {})
+        self._more_ports = {name: free_port() for name in self._more_listeners}
         self._directory = directory
         self._port = free_port()
         self._controller_port = free_port()
@@ -140,6 +152,10 @@ class ApacheKafka(Kafka):
     @property
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    def servers_of(self, listener: str) -> str:
+        """Return where clients find a listener that was asked for, by the host's name."""
+        return f"localhost:{self._more_ports[listener]}"
 
     def proxy(self) -> TcpProxy:
         return TcpProxy("127.0.0.1", self._behind_proxy_port, self._proxy_port)
@@ -185,10 +201,21 @@ class ApacheKafka(Kafka):
             controller=f"127.0.0.1:{self._controller_port}",
         )
         settings["log.dirs"] = str(self._directory / "data")
+        for name, protocol in self._more_listeners.items():
+            settings["listeners"] += f",{name}://127.0.0.1:{self._more_ports[name]}"
+            settings["advertised.listeners"] += f",{name}://{self.servers_of(name)}"
+            settings["listener.security.protocol.map"] += f",{name}:{protocol}"
+        settings |= self._more_settings
         draft = properties.with_suffix(".draft")
         draft.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
         cluster = uuid.uuid4().hex[:22]
-        tool = self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(draft), heap="128m")
+        scram = [
+            argument
+            for name, password in self._users.items()
+            for argument in ("--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]")
+        ]
+        command = ["format", "-t", cluster, "-c", str(draft), *scram]
+        tool = self._java("kafka.tools.StorageTool", *command, heap="128m")
         if tool.wait(60) != 0:
             raise RuntimeError(f"Kafka's storage tool failed: {(self._directory / 'kafka.log').read_text()[-2000:]}")
         draft.rename(properties)
