@@ -30,6 +30,17 @@ grant select, update on {outbox} to outbox_sink;
 grant insert on {history} to outbox_sink;
 grant select, insert, update on {sink_offsets} to outbox_sink;
 
+-- A history table that was there before may take its ids from a sequence that is not the column's own.
+do $sequence$
+begin
+    if exists (select from pg_attribute
+                where attrelid = {history_name}::regclass and attname = 'id' and attidentity = ''
+                  and pg_get_serial_sequence({history_name}, 'id') is not null) then
+        execute 'grant usage on sequence ' || pg_get_serial_sequence({history_name}, 'id') || ' to outbox_sink';
+    end if;
+end
+$sequence$;
+
 -- The operator, for `redrive` and `prune`: it puts rows back, removes settled ones, and adds to the record of redrives,
 -- which it cannot change.
 grant usage on schema {outbox_schema} to outbox_operator;

@@ -11,7 +11,6 @@ from connector.ops.findings import Finding, Verdict, fail, listed, ok, size, ski
 from connector.ops.slot_debt import catch_up_owed
 from connector.outbox import Table
 from connector.store.inspection import DatabaseFacts, Relation, Untold
-from connector.store.queries import index_name
 from connector.store.schema import PUBLISHED_COLUMNS, migrations
 
 _OLDEST, _NEWEST = 15, 18
@@ -51,7 +50,6 @@ _HISTORY_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "created_at": _ANY_TIMES,
     "outbox_id": _INTEGERS,
 }
-_OUTBOX_INDEXES: Final = ("pending_idx", "published_idx", "due_idx", "unsettled_idx", "dead_idx")
 _KINDS: Final[Mapping[str, str]] = {
     "p": "a partitioned table",
     "v": "a view",
@@ -317,20 +315,13 @@ def _outbox_indexes(facts: DatabaseExamination) -> Iterator[Verdict]:
     if outbox is None:
         yield skipped("there is no outbox table")
         return
-    found = {index.name: index for index in outbox.indexes}
-    names = [index_name(table, suffix) for suffix in _OUTBOX_INDEXES]
-    missing = [name for name in names if name not in found]
-    invalid = [name for name in names if name in found and not found[name].valid]
+    valid = {index.name for index in outbox.indexes if index.valid}
+    missing = [name for name in facts.expected.tables.indexes()[table] if name not in valid]
     if missing:
-        yield fail(
-            f"{table} lacks indexes {listed(missing)}: the cost of every batch grows with the table",
-            "make them with the SQL that `outbox-connector setup --print-sql` shows",
-        )
-    if invalid:
-        yield fail(f"indexes of {table} are not valid: {listed(invalid)}", _reindex(table, invalid))
+        yield fail(f"{table} lacks indexes {listed(missing)}: the cost of every batch grows with the table", _SETUP)
     if not any(index.unique and index.valid and index.columns == ("id",) for index in outbox.indexes):
         yield fail(f"no unique index on {table} (id)", f"alter table {table} add primary key (id)")
-    elif not missing and not invalid:
+    elif not missing:
         yield ok("present and valid")
 
 
@@ -339,23 +330,12 @@ def _history_index(facts: DatabaseExamination) -> Iterator[Verdict]:
     if history is None:
         yield skipped("there is no history table")
         return
-    unique = [index for index in history.indexes if index.unique and index.columns == ("outbox_id",)]
-    name = index_name(table, "outbox_id_key")
-    if not unique:
+    if not any(index.unique and index.valid and index.columns == ("outbox_id",) for index in history.indexes):
         yield fail(
-            f"no unique index on {table} (outbox_id): nothing refuses a second row for one message",
-            f"create unique index {_quoted(name)} on {table} (outbox_id)",
-        )
-    elif not any(index.valid for index in unique):
-        yield fail(
-            f"the unique index on {table} (outbox_id) is not valid", _reindex(table, [index.name for index in unique])
+            f"no valid unique index on {table} (outbox_id): nothing refuses a second row for one message", _SETUP
         )
     else:
         yield ok(f"{table} refuses a second row for one message")
-
-
-def _reindex(table: Table, names: Iterable[str]) -> str:
-    return "; ".join(f"reindex index concurrently {Table(table.schema, name)}" for name in names)
 
 
 def _triggers(facts: DatabaseExamination) -> Iterator[Verdict]:

@@ -17,7 +17,7 @@ from connector.replication import ReplicationConnection
 from connector.store.bookkeeping import Bookkeeping
 from connector.store.connections import connect, describe
 from connector.store.queries import Tables
-from connector.store.schema import migrate, publication_state, publish, script
+from connector.store.schema import build_indexes, migrate, publication_state, publish, script
 
 T = TypeVar("T")
 
@@ -68,15 +68,18 @@ def _database(options: SetupOptions, deadline: float, say: Callable[[str], None]
         deadline,
         "PostgreSQL",
         lambda: connect(
-            options.database_url, name="outbox-connector setup", statement_seconds=0, lock_seconds=60, prepare=False
+            options.database_url, name="outbox-connector setup", statement_seconds=0, lock_seconds=5, prepare=False
         ),
     )
     with connection:
-        applied = migrate(connection, options.tables)
+        # Who waits for a table's lock makes everybody else wait for it, so not for long, and rather again.
+        applied = before(deadline, "PostgreSQL", lambda: migrate(connection, options.tables))
         for migration in applied:
             say(f"schema: applied {migration.version:04} {migration.name}")
         if not applied:
             say("schema: up to date")
+        for index in build_indexes(connection, options.tables):
+            say(f"schema: built index {index}")
         books = Bookkeeping(connection, options.tables, options.slot_name)
         _publication(options, books, say)
         _slot(options, deadline, books, say)

@@ -13,6 +13,7 @@ from psycopg import sql
 from connector.outbox import Table
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_DOLLAR_QUOTE = re.compile(r"\$[a-z_]\w*\$")
 _LONGEST_IDENTIFIER = 63
 
 
@@ -24,8 +25,7 @@ def sql_directory() -> Path:
 
 @cache
 def _blocks(file: str) -> dict[str, str]:
-    text = (sql_directory() / "queries" / f"{file}.sql").read_text("utf-8")
-    parts = _NAME.split(text)
+    parts = _NAME.split((sql_directory() / file).read_text("utf-8"))
     return dict(zip(parts[1::2], (part.strip().removesuffix(";") for part in parts[2::2]), strict=True))
 
 
@@ -52,7 +52,9 @@ class Tables:
         schema = self.outbox.schema
         names: dict[str, sql.Composable] = {
             "outbox": sql.Identifier(schema, self.outbox.name),
+            "outbox_name": sql.Literal(str(self.outbox)),
             "history": sql.Identifier(self.history.schema, self.history.name),
+            "history_name": sql.Literal(str(self.history)),
             "enqueue": sql.Identifier(schema, "outbox_enqueue"),
             "slot_progress": sql.Identifier(schema, "outbox_connector_slots"),
             "sink_offsets": sql.Identifier(schema, "outbox_connector_offsets"),
@@ -66,6 +68,38 @@ class Tables:
             names[f"outbox_{suffix}"] = sql.Identifier(index_name(self.outbox, suffix))
         return names
 
+    def compose(self, text: str, **more: sql.Composable) -> sql.Composed:
+        """Fill in the placeholders of a text; no name in it can end a dollar-quoted part."""
+        names = {**self.identifiers(), **more}
+        for tag in set(_DOLLAR_QUOTE.findall(text)):
+            free = tag
+            while any(free in name.as_string() for name in names.values()):
+                free = f"{free[:-1]}_$"
+            text = text.replace(tag, free)
+        return sql.SQL(text).format(**names)
+
+    def script(self, file: str) -> sql.Composed:
+        """Return a whole file under `sql`, its placeholders filled in."""
+        return self.compose((sql_directory() / file).read_text("utf-8"))
+
+    def indexes(self) -> dict[Table, dict[str, str]]:
+        """Return for each table its indexes: by name, the block of `sql/indexes.sql` that makes it."""
+        of: dict[Table, dict[str, str]] = {self.outbox: {}, self.history: {}}
+        for block in _blocks("indexes.sql"):
+            kind, _, suffix = block.partition("_")
+            table = self.outbox if kind == "outbox" else self.history
+            of[table][index_name(table, suffix)] = block
+        return of
+
+    def index(self, block: str, *, concurrently: bool) -> sql.Composed:
+        """Return the statement that makes an index where it is missing."""
+        return self.compose(_blocks("indexes.sql")[block], concurrently=sql.SQL("concurrently" if concurrently else ""))
+
     def query(self, file: str, name: str, **more: sql.Composable) -> sql.Composed:
         """Return the named block of a file under `sql/queries`, its placeholders filled in."""
-        return sql.SQL(_blocks(file)[name]).format(**self.identifiers(), **more)
+        return self.compose(_blocks(f"queries/{file}.sql")[name], **more) if more else _query(self, file, name)
+
+
+@cache
+def _query(tables: Tables, file: str, name: str) -> sql.Composed:
+    return tables.compose(_blocks(f"queries/{file}.sql")[name])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 from psycopg import sql
 
@@ -26,6 +27,8 @@ PUBLISHED_COLUMNS = (
 """What the publication sends of each row: the message, and what its mark is fenced with."""
 
 
+_BUILDING_PAUSE: Final = 0.5
+
 # As the server writes `status = 'pending'`, whatever type the column has.
 _PENDING_ROWS = re.compile(r"\(*status\)*(::[a-z ]+)? = 'pending'(::[a-z ]+)?\)*")
 
@@ -36,6 +39,16 @@ class Migration(NamedTuple):
     version: int
     name: str
     statement: sql.Composed
+
+
+class IndexState(NamedTuple):
+    """One of our indexes as the server shows it."""
+
+    schema: str
+    name: str
+    there: bool
+    valid: bool
+    being_built: bool
 
 
 class PublicationState(NamedTuple):
@@ -67,8 +80,7 @@ def migrations(tables: Tables) -> Iterator[Migration]:
     """Yield the migrations in order, on the configured tables."""
     for path in sorted((sql_directory() / "migrations").glob("*.sql")):
         version, _, name = path.stem.partition("_")
-        statement = sql.SQL(path.read_text("utf-8")).format(**tables.identifiers())
-        yield Migration(int(version), name, statement)
+        yield Migration(int(version), name, tables.script(f"migrations/{path.name}"))
 
 
 def migrate(connection: Connection, tables: Tables) -> list[Migration]:
@@ -94,7 +106,56 @@ def migrate(connection: Connection, tables: Tables) -> list[Migration]:
                     {"outbox": outbox, "version": migration.version, "name": migration.name},
                 )
                 applied.append(migration)
+        if _empty(connection, tables):
+            # In the same transaction, so that there is never a table of ours without its indexes.
+            build_indexes(connection, tables)
     return applied
+
+
+def build_indexes(connection: Connection, tables: Tables) -> list[str]:
+    """Build the indexes that are missing, or were left half built; return their names.
+
+    On tables with rows they are built concurrently, in no transaction, and one by one: writers do not wait.
+
+    Raises:
+        psycopg.Error: one cannot be built; a next call tries again.
+    """
+    blocks = {name: block for of_table in tables.indexes().values() for name, block in of_table.items()}
+    built = []
+    while wanted := [index for index in _index_states(connection, tables) if not index.valid]:
+        if any(index.being_built for index in wanted):
+            # Another setup is at it; its half-built index looks just like one that was left behind.
+            time.sleep(_BUILDING_PAUSE)
+            continue
+        index = wanted[0]
+        concurrently = not _empty(connection, tables)
+        if index.there:
+            connection.execute(
+                tables.query(
+                    "setup",
+                    "drop_index",
+                    concurrently=sql.SQL("concurrently" if concurrently else ""),
+                    index=sql.Identifier(index.schema, index.name),
+                )
+            )
+        connection.execute(tables.index(blocks[index.name], concurrently=concurrently))
+        built.append(index.name)
+    return built
+
+
+def _index_states(connection: Connection, tables: Tables) -> list[IndexState]:
+    places = [(table, name) for table, of_table in tables.indexes().items() for name in of_table]
+    states = connection.execute(
+        tables.query("setup", "state_of_indexes"),
+        {"names": [name for _, name in places], "tables": [str(table) for table, _ in places]},
+    )
+    schemas = {name: table.schema for table, name in places}
+    return [IndexState(schemas[name], name, *state) for name, *state in states]
+
+
+def _empty(connection: Connection, tables: Tables) -> bool:
+    (empty,) = connection.execute(tables.query("setup", "is_empty")).fetchone() or (False,)
+    return bool(empty)
 
 
 def publication_state(connection: Connection, tables: Tables, publication: str) -> PublicationState | None:
@@ -126,25 +187,30 @@ def publish(connection: Connection, tables: Tables, publication: str) -> str:
         return "mended"
 
 
-def script(
-    tables: Tables, publication: str, slot: str, parts: Sequence[str] = ("roles.sql",)
-) -> Iterator[sql.Composable]:
+def script(tables: Tables, publication: str, slot: str) -> Iterator[sql.Composable]:
     """Yield everything that `setup` does in the database, as SQL to read and run by hand."""
-    outbox = sql.Literal(str(tables.outbox))
     yield tables.query("setup", "create_migrations")
     for migration in migrations(tables):
         yield migration.statement
-        yield sql.SQL(
-            "insert into {migrations} (outbox_table, version, name) values ({table}, {version}, {name})\n"
-            "on conflict do nothing"
-        ).format(table=outbox, version=migration.version, name=migration.name, **tables.identifiers())
-    yield sql.SQL(
+        yield tables.compose(
+            "insert into {migrations} (outbox_table, version, name) values ({outbox_name}, {version}, {name})\n"
+            "on conflict do nothing",
+            version=sql.Literal(migration.version),
+            name=sql.Literal(migration.name),
+        )
+    yield sql.SQL("-- The indexes. Not in one transaction with anything: so nobody waits for them.")
+    for of_table in tables.indexes().values():
+        for block in of_table.values():
+            yield tables.index(block, concurrently=True)
+    yield tables.compose(
         "-- Only inserts of pending rows, and of them only what the reader needs.\n"
         "do $publication$\nbegin\n"
-        "    if not exists (select from pg_publication where pubname = {name}) then\n{create};\n    end if;\n"
-        "end\n$publication$"
-    ).format(name=sql.Literal(publication), create=publication_statement(tables, publication))
-    yield sql.SQL(
+        "    if not exists (select from pg_publication where pubname = {publication}) then\n{create};\n    end if;\n"
+        "end\n$publication$",
+        publication=sql.Literal(publication),
+        create=publication_statement(tables, publication),
+    )
+    yield tables.compose(
         "-- The slot. The reader makes it by itself where it is missing. Not in one transaction with what is above.\n"
         "do $slot$\nbegin\n"
         "    if exists (select from pg_replication_slots where slot_name = {slot}) then\n"
@@ -153,7 +219,7 @@ def script(
         "        perform pg_create_logical_replication_slot({slot}, 'pgoutput', failover => true);\n"
         "    else\n"
         "        perform pg_create_logical_replication_slot({slot}, 'pgoutput');\n"
-        "    end if;\nend\n$slot$"
-    ).format(slot=sql.Literal(slot))
-    for part in parts:
-        yield sql.SQL((sql_directory() / part).read_text("utf-8")).format(**tables.identifiers())
+        "    end if;\nend\n$slot$",
+        slot=sql.Literal(slot),
+    )
+    yield tables.script("roles.sql")

@@ -97,7 +97,7 @@ class Settlement:
             "store_batch",
             handler_parameters=parameters,
             handler_columns=columns,
-            handler_statement=sql.SQL(destination.statement).format(**self._tables.identifiers()),
+            handler_statement=self._tables.compose(destination.statement),
         )
 
     def missing_tables(self) -> list[str]:

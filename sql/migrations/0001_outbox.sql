@@ -6,8 +6,7 @@ create table if not exists {outbox} (
     message_key   varchar(128) not null,
     payload       jsonb        not null,
     headers       jsonb,
-    status        varchar(32)  not null default 'pending'
-                  constraint outbox_status_known check (status in ('pending', 'published', 'consumed', 'dead')),
+    status        varchar(32)  not null default 'pending',
     retry_count   integer      not null default 0,
     max_retry     integer      not null default 20,
     next_retry_at timestamptz,
@@ -15,30 +14,29 @@ create table if not exists {outbox} (
     published_at  timestamptz,
     consumed_at   timestamptz,
     created_at    timestamptz  not null default now(),
-    updated_at    timestamptz  not null default now(),
-    constraint outbox_headers_object check (headers is null or jsonb_typeof(headers) = 'object')
+    updated_at    timestamptz  not null default now()
 );
 
--- A table taken over from the polling outbox lacks this column.
-alter table {outbox} add column if not exists headers jsonb;
+-- What a table taken over from the polling outbox lacks. Looked for first: an ALTER TABLE waits for everybody who uses
+-- the table, and everybody for it, also where it has nothing to do. Rows that are there already are not looked at.
+do $take_over$
+begin
+    if not exists (select from pg_attribute
+                    where attrelid = {outbox_name}::regclass and attname = 'headers' and not attisdropped) then
+        alter table {outbox} add column headers jsonb;
+    end if;
+    if not exists (select from pg_constraint
+                    where conrelid = {outbox_name}::regclass and conname = 'outbox_status_known') then
+        alter table {outbox} add constraint outbox_status_known
+            check (status in ('pending', 'published', 'consumed', 'dead')) not valid;
+    end if;
+    if not exists (select from pg_constraint
+                    where conrelid = {outbox_name}::regclass and conname = 'outbox_headers_object') then
+        alter table {outbox} add constraint outbox_headers_object
+            check (headers is null or jsonb_typeof(headers) = 'object') not valid;
+    end if;
+end
+$take_over$;
 
 -- Every row is updated once or twice and then never again: vacuum it often and in small bites.
 alter table {outbox} set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05);
-
--- Rows not published yet, by id: the catch-up, the safety sweep, the count of the backlog.
-create index if not exists {outbox_pending_idx} on {outbox} (id) where status = 'pending';
-
--- Rows published and not consumed yet: the count of the backlog, its oldest row.
-create index if not exists {outbox_published_idx} on {outbox} (id) where status = 'published';
-
--- Rows that wait for their next attempt, by due time. Empty while nothing fails.
-create index if not exists {outbox_due_idx} on {outbox} (next_retry_at, id)
-    where status = 'pending' and next_retry_at is not null;
-
--- Rows of a key that were retried or held back and are not settled: what later rows of the key must wait for.
--- The due time stays on a row that is published again, until it is consumed or dead. Empty while nothing fails.
-create index if not exists {outbox_unsettled_idx} on {outbox} (message_key, id)
-    where next_retry_at is not null and status in ('pending', 'published');
-
--- Dead rows, for the operator.
-create index if not exists {outbox_dead_idx} on {outbox} (id) where status = 'dead';

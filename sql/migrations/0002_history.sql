@@ -10,7 +10,11 @@ create table if not exists {history} (
 );
 
 -- A table that was there before lacks this column.
-alter table {history} add column if not exists outbox_id bigint;
-
--- The database itself refuses a second row for one message.
-create unique index if not exists {history_outbox_id_key} on {history} (outbox_id);
+do $take_over$
+begin
+    if not exists (select from pg_attribute
+                    where attrelid = {history_name}::regclass and attname = 'outbox_id' and not attisdropped) then
+        alter table {history} add column outbox_id bigint;
+    end if;
+end
+$take_over$;

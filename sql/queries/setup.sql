@@ -20,6 +20,23 @@ select version from {migrations} where outbox_table = %(outbox)s;
 insert into {migrations} (outbox_table, version, name) values (%(outbox)s, %(version)s, %(name)s)
 on conflict (outbox_table, version) do nothing;
 
+-- name: state_of_indexes
+-- Of each index by its name: whether it is there, whether it is valid, and whether its table has somebody building one.
+select i.name, x.indexrelid is not null, coalesce(x.indisvalid, false),
+       exists (select from pg_stat_progress_create_index as p where p.relid in ({outbox_name}::regclass, {history_name}::regclass))
+  from unnest(%(names)s::text[], %(tables)s::text[]) as i (name, table_name)
+  left join pg_index as x on x.indrelid = i.table_name::regclass
+        and x.indexrelid = (select c.oid from pg_class as c
+                             where c.relname = i.name
+                               and c.relnamespace = (select t.relnamespace from pg_class as t
+                                                      where t.oid = i.table_name::regclass));
+
+-- name: is_empty
+select not exists (select from {outbox}) and not exists (select from {history});
+
+-- name: drop_index
+drop index {concurrently} {index};
+
 -- name: create_publication
 create publication {publication}
     for table {outbox} ({columns}) where (status = 'pending')

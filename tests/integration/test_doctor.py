@@ -24,7 +24,7 @@ from connector.demo.embedded import free_port
 from connector.ops.doctor import examine
 from connector.ops.findings import Finding, Level, failed
 from connector.settings import load_settings
-from connector.store.queries import sql_directory
+from tests.integration.outbox_table import TABLES
 from tests.integration.scenario import enqueue, is_streaming, set_up
 from tests.services import Database, Kafka, Process, eventually
 
@@ -119,16 +119,16 @@ def test_json_holds_the_same_findings(env: dict[str, str], connector: Callable[.
         (
             "update pg_index set indisvalid = false where indexrelid = 'agent_outbox_messages_pending_idx'::regclass",
             "outbox indexes",
-            "not valid",
+            "agent_outbox_messages_pending_idx",
         ),
         (f"alter table {OUTBOX} drop constraint agent_outbox_messages_pkey", "outbox indexes", "primary key"),
         (f"alter table {HISTORY} drop column role", "history table", "role"),
         (f"alter table {HISTORY} set unlogged", "history table", "not logged"),
-        ("drop index chat_histories_outbox_id_key", "history unique index", "create unique index"),
+        ("drop index chat_histories_outbox_id_key", "history unique index", "outbox-connector setup"),
         (
             "update pg_index set indisvalid = false where indexrelid = 'chat_histories_outbox_id_key'::regclass",
             "history unique index",
-            "reindex index concurrently",
+            "no valid unique index",
         ),
         ("delete from public.outbox_connector_migrations where version = 3", "migrations", "0003 enqueue"),
         ("drop function public.outbox_enqueue", "migrations", "outbox_enqueue"),
@@ -292,18 +292,7 @@ def roles(env: dict[str, str], database: Database) -> Iterator[dict[str, str]]:
     """URLs of the roles of `sql/roles.sql`, under names of their own."""
     roles = ("outbox_reader", "outbox_sink", "outbox_operator", "outbox_auditor")
     names = {role: f"{role}_{secrets.token_hex(4)}" for role in roles}
-    script = (sql_directory() / "roles.sql").read_text("utf-8")
-    for placeholder, name in {
-        "outbox_schema": "public",
-        "history_schema": "public",
-        "outbox": OUTBOX,
-        "history": HISTORY,
-        "slot_progress": PROGRESS,
-        "sink_offsets": "public.outbox_connector_offsets",
-        "migrations": "public.outbox_connector_migrations",
-        "redrives": "public.outbox_connector_redrives",
-    }.items():
-        script = script.replace(f"{{{placeholder}}}", name)
+    script = TABLES.script("roles.sql").as_string()
     for role, name in names.items():
         script = script.replace(role, name)
     with database.connect() as connection:

@@ -164,6 +164,12 @@ def test_a_table_of_the_polling_outbox_is_taken_over(
         assert catch_up_owed(connection)
         assert one(connection, f"select count(*) from {OUTBOX} where headers is null") == 3
         one(connection, "select outbox_id from public.chat_histories")
+        for of_table in TABLES.indexes().values():
+            for name in of_table:
+                assert one(connection, "select indisvalid from pg_index where indexrelid = %s::regclass", [name]), name
+        for column, value in (("status", "'lost'"), ("headers", "'[]'")):
+            with pytest.raises(psycopg.errors.CheckViolation):
+                connection.execute(f"update {OUTBOX} set {column} = {value} where id = 1")
         is_streaming(Process("reader", env=connector_env).start())
         outbox_id = one(connection, "select public.outbox_enqueue('b', %s, 'k', '{}', 5, '{\"a\": \"b\"}')", [topic])
         assert [sent.outbox_id for sent in tap.has([1, 3, outbox_id])] == [1, 3, outbox_id]
@@ -177,8 +183,9 @@ def test_a_table_of_the_polling_outbox_is_taken_over(
         (Table("public", "o" * 63), Table("public", "h" * 63)),
         (Table("schéma", "ü" * 31), Table("schéma", "é" * 31)),
         (Table("public", "{outbox} \\ ; drop table x --"), Table("public", "{0} $1")),
+        (Table("$enqueue$", "$take_over$ $enqueue$"), Table("$enqueue_$", "$take_over$")),
     ],
-    ids=["spaces and capitals", "quotes", "63 bytes", "letters of two bytes", "braces"],
+    ids=["spaces and capitals", "quotes", "63 bytes", "letters of two bytes", "braces", "dollar quotes"],
 )
 def test_tables_may_have_any_name(database: Database, kafka: Kafka, topic: str, outbox: Table, history: Table) -> None:
     """Setup, enqueueing, reading and marking work whatever the tables are called."""
@@ -198,6 +205,35 @@ def test_tables_may_have_any_name(database: Database, kafka: Kafka, topic: str, 
         eventually(lambda: one(connection, marked.as_string(connection)) == 1, what="the mark")
         assert process.http("/metrics").status == 200
         assert process.stop() == 0
+
+
+@pytest.mark.parametrize("left", ["missing", "half built"])
+def test_an_index_that_is_not_there_is_built_while_everybody_writes(
+    database: Database, connector_env: dict[str, str], *, left: str
+) -> None:
+    """On a table with rows it is built concurrently: a transaction that is open, and one that comes, go on."""
+    set_up(connector_env)
+    index = "agent_outbox_messages_dead_idx"
+    insert = f"insert into {OUTBOX} (biz_type, topic, message_key, payload) values ('b', 't', 'k', '{{}}')"
+    with database.connect() as connection, database.connect() as writer, ThreadPoolExecutor() as beside:
+        connection.execute(insert)
+        if left == "missing":
+            connection.execute(f"drop index {index}")
+        else:
+            connection.execute("update pg_index set indisvalid = false where indexrelid = %s::regclass", [index])
+        with writer.transaction():
+            writer.execute(insert)
+            said = beside.submit(set_up, connector_env)
+            waiting = (
+                "select count(*) from pg_stat_activity where datname = current_database()"
+                " and query like '%%concurrently%%' and wait_event_type = 'Lock'"
+            )
+            eventually(lambda: one(connection, waiting), within=20, what="the building of the index")
+            connection.execute("set statement_timeout = '5s'")
+            connection.execute(insert)
+        assert f"schema: built index {index}" in said.result(30)
+        assert one(connection, "select indisvalid from pg_index where indexrelid = %s::regclass", [index])
+        assert not any("built index" in line for line in set_up(connector_env))
 
 
 def test_a_name_that_the_driver_would_misread_is_refused(connector_env: dict[str, str]) -> None:

@@ -17,7 +17,6 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import NewTopic
 from psycopg import errors, sql
 
-from connector.store.queries import sql_directory
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
 from tests.integration.scenario import Tap, metric, one, readiness, set_up
 from tests.services import Database, Kafka, Process, environment, eventually
@@ -591,9 +590,8 @@ def roles(outbox: OutboxTable) -> Iterator[Callable[[str], str]]:
         name
         for (name,) in outbox.connection.execute("select rolname from pg_roles where rolname = any(%s)", [[*names]])
     }
-    grants = sql.SQL((sql_directory() / "roles.sql").read_text("utf-8"))
     for _ in range(2):
-        outbox.connection.execute(grants.format(**TABLES.identifiers()))
+        outbox.connection.execute(TABLES.script("roles.sql"))
     for name in names:
         outbox.connection.execute(
             sql.SQL("alter role {} password {}").format(sql.Identifier(name), sql.Literal(PASSWORD))
