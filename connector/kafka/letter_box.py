@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka.clients import Kafka
@@ -43,6 +43,7 @@ class LetterBox:
         """Remember the dead-letter topic; nothing is connected yet."""
         self._kafka = kafka
         self._topic = topic
+        self._producer: Producer | None = None
 
     def ends(self) -> dict[int, int]:
         """Return where each partition that holds a letter ends now.
@@ -98,7 +99,7 @@ class LetterBox:
 
         Where each came from stands in its header `redriven_from`, as topic/partition/offset.
         """
-        producer = self._kafka.producer(lambda _error: None)
+        producer = self._producer = self._producer or self._kafka.producer(lambda _error: None)
         taken: list[Letter] = []
         refused: list[str] = []
 

@@ -76,7 +76,9 @@ def redrive(options: RedriveOptions, out: TextIO, *, really: bool) -> int:
                 progress.add(number)
         finally:
             progress.close()
-            out.write(f"{_count(moved, selection)} put back to pending in {progress.seconds:.1f} s\n")
+            of = f"{moved:,} of " if moved < preview.rows else ""
+            messages = _count(max(moved, preview.rows), selection)
+            out.write(f"{of}{messages} put back to pending in {progress.seconds:.1f} s\n")
             out.flush()
     return moved
 

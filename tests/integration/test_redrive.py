@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -574,7 +575,9 @@ def test_an_interrupted_run_is_finished_by_the_next(
     assert moved == ids[: len(moved)]
     assert len(moved) < len(ids)
     if number is not signal.SIGKILL:
-        assert f"{len(moved)} dead messages put back to pending" in process.stdout
+        # One that came between a commit and its answer leaves that batch out of what is told.
+        (told,) = re.findall(r"(\d+) of 2,000 dead messages put back", process.stdout)
+        assert len(moved) - int(told) in {0, 50}
     recorded = "select count(*), count(distinct outbox_id) from outbox_connector_redrives"
     assert outbox.connection.execute(recorded).fetchone() == (len(moved), len(moved))
     run(outbox)
