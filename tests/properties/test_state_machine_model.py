@@ -40,15 +40,17 @@ from tests.properties import model
 from tests.properties.model import Copy, Delivery, Row, Verdict
 from tests.services import Database
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "60"))
-STEPS = 50
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "40"))
+STEPS = 40
+MOST_ROWS = 12
 SECONDS = 120 + 2 * EXAMPLES
 TOO_LONG = "c" * 37
 SLACK = timedelta(seconds=30)
 SOON = timedelta(minutes=1)
 
 VERDICTS = st.lists(st.sampled_from([*[Verdict.FINE] * 4, *Verdict]), min_size=8, max_size=8)
-ENDINGS = st.sampled_from(["commits", "commits", "crashes", "waits"])
+ENDINGS = st.sampled_from(["commits", "commits", "commits", "commits", "crashes", "waits"])
+PUT_BACK = (Status.DEAD, Status.PUBLISHED)
 COUNTS = st.integers(1, 8)
 
 
@@ -95,13 +97,17 @@ class Machine(RuleBasedStateMachine):
         """The sink whose transactions may stay open."""
         return self.sinks[self.strict][0]
 
-    @initialize(strict=st.booleans())
-    def begin(self, strict: bool) -> None:
-        """Start with empty tables, under either ordering."""
+    @initialize(strict=st.sampled_from([True, True, False]), keys=st.lists(st.sampled_from("aab"), max_size=6))
+    def begin(self, strict: bool, keys: list[str]) -> None:
+        """Start with some messages in Kafka, under either ordering."""
         self.strict = strict
         self.outbox.connection.execute(
-            "truncate agent_outbox_messages, chat_histories, outbox_connector_redrives restart identity"
+            "delete from agent_outbox_messages; delete from chat_histories; delete from outbox_connector_redrives;"
+            "select setval(pg_get_serial_sequence('agent_outbox_messages', 'id'), 1, false)"
         )
+        for key in keys:
+            self.enqueue(key=key, count=1, max_retry=20)
+        self.publish_from_the_stream(count=len(keys))
 
     def teardown(self) -> None:
         """Leave no transaction behind."""
@@ -110,6 +116,7 @@ class Machine(RuleBasedStateMachine):
 
     # --- the application -----------------------------------------------------------------------------------------
 
+    @precondition(lambda self: len(self.rows) < MOST_ROWS)
     @rule(key=st.sampled_from("aab"), count=st.integers(1, 3), max_retry=st.sampled_from([20, 20, 3, 2, 1]))
     def enqueue(self, key: str, count: int, max_retry: int) -> None:
         """The application commits messages of a key."""
@@ -118,8 +125,8 @@ class Machine(RuleBasedStateMachine):
             self.rows[outbox_id] = Row(key, max_retry)
             self.inserted[outbox_id] = self.outbox.fence(outbox_id)
 
-    @precondition(lambda self: self.open is None)
-    @rule(seconds=st.sampled_from([1_700, 3_700]))
+    @precondition(lambda self: self.open is None and any(row.due for row in self.rows.values()))
+    @rule(seconds=st.sampled_from([1_700, 3_700, 3_700]))
     def time_passes(self, seconds: int) -> None:
         """Everything falls due sooner, also in the copies that were read before."""
         self.outbox.connection.execute(
@@ -160,34 +167,42 @@ class Machine(RuleBasedStateMachine):
         self.unmarked = []
         self.streamed = max(0, self.streamed - back)
 
+    @precondition(lambda self: self._untried())
     @rule()
     def the_slot_is_lost(self) -> None:
         """What the stream will not bring any more comes from the table."""
         (rows,) = list(self.books.catch_up_rows(None, 1_000)) or [[]]
-        expected = [n for n, row in sorted(self.rows.items()) if row.status == "pending" and row.due is None]
-        assert [row.fence.outbox_id for row in rows] == expected
+        assert [row.fence.outbox_id for row in rows] == self._untried()
         self.unmarked = []
         self.streamed = len(self.rows)
         for row in rows:
             self._publish_from_table(row)
 
-    @precondition(lambda self: self.streamed == len(self.rows))
+    @precondition(lambda self: self.streamed == len(self.rows) and self._untried())
     @rule(limit=COUNTS)
     def the_sweep_finds_what_was_overlooked(self, limit: int) -> None:
         """With the stream read to its end, what is still pending comes from the table."""
         rows = self.books.overlooked_rows(-3_600, limit)
-        expected = [n for n, row in sorted(self.rows.items()) if row.status == "pending" and row.due is None]
-        assert [row.fence.outbox_id for row in rows] == expected[:limit]
+        assert [row.fence.outbox_id for row in rows] == self._untried()[:limit]
         for row in rows:
             self._publish_from_table(row)
 
+    @precondition(lambda self: self._waiting())
+    @rule()
+    def what_waits_comes_round(self) -> None:
+        """Enough time passes, and the reader publishes all that waited."""
+        if self.open is None:
+            self.time_passes(seconds=3_700)
+        self.publish_what_is_due(limit=100)
+
+    @precondition(lambda self: self._waiting())
     @rule(limit=COUNTS)
     def publish_what_is_due(self, limit: int) -> None:
         """Rows whose time has come come from the table."""
         for row in self._due_rows(limit):
             self._publish_from_table(row)
 
-    @precondition(lambda self: self.open is None)
+    @precondition(lambda self: self.open is None and self._waiting())
     @rule(final=st.booleans())
     def publishing_what_is_due_fails(self, final: bool) -> None:
         """Kafka refuses a retry."""
@@ -213,10 +228,25 @@ class Machine(RuleBasedStateMachine):
 
     # --- the sinks -----------------------------------------------------------------------------------------------
 
+    @precondition(lambda self: self.open is None and self.consumed < len(self.log))
+    @rule(count=COUNTS, verdicts=VERDICTS, ending=ENDINGS)
+    def deliver(self, count: int, verdicts: list[Verdict], ending: str) -> None:
+        """Deliver what comes next."""
+        self._deliver(0, count, verdicts, ending)
+
+    @precondition(lambda self: self.open is None and self.consumed < len(self.log))
+    @rule(ending=ENDINGS)
+    def deliver_all_without_a_failure(self, ending: str) -> None:
+        """Nothing is in the way of anything, but what waits."""
+        self._deliver(0, len(self.log), [Verdict.FINE], ending)
+
     @precondition(lambda self: self.open is None and self.log)
-    @rule(again=st.sampled_from([0, 0, 0, 1, 2, 5, 100]), count=COUNTS, verdicts=VERDICTS, ending=ENDINGS)
-    def deliver(self, again: int, count: int, verdicts: list[Verdict], ending: str) -> None:
-        """Deliver what comes next, perhaps with something before it once more."""
+    @rule(again=st.sampled_from([1, 2, 5, 100]), count=COUNTS, verdicts=VERDICTS, ending=ENDINGS)
+    def deliver_again(self, again: int, count: int, verdicts: list[Verdict], ending: str) -> None:
+        """Deliver what was delivered before, and perhaps something that comes next."""
+        self._deliver(again, count, verdicts, ending)
+
+    def _deliver(self, again: int, count: int, verdicts: list[Verdict], ending: str) -> None:
         batch = self._take(again, count, verdicts)
         if not batch:
             return
@@ -266,8 +296,9 @@ class Machine(RuleBasedStateMachine):
             list(threads.map(lambda sink: _settle(sink, batch), self.sinks[self.strict]))
         self.consumed = self.position
         self.history += once.history
+        records = self._records()
         for outbox_id in {delivery.outbox_id for delivery in batch}:
-            changed = self._record(outbox_id).updated_at != self.seen[outbox_id][1].updated_at
+            changed = records[outbox_id].updated_at != self.seen[outbox_id][1].updated_at
             assert changed == (once.rows[outbox_id] != self.rows[outbox_id])
             self.rows[outbox_id] = once.rows[outbox_id]
 
@@ -281,8 +312,8 @@ class Machine(RuleBasedStateMachine):
 
     # --- the operator ----------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.open is None)
-    @rule(status=st.sampled_from([Status.DEAD, Status.PUBLISHED]), key=st.sampled_from([None, "a"]), limit=COUNTS)
+    @precondition(lambda self: self.open is None and any(row.status in PUT_BACK for row in self.rows.values()))
+    @rule(status=st.sampled_from(PUT_BACK), key=st.sampled_from([None, "a"]), limit=COUNTS)
     def redrive(self, status: Literal[Status.DEAD, Status.PUBLISHED], key: str | None, limit: int) -> None:
         """Dead or stuck rows go back to pending, lowest ids first."""
         expected = [n for n, row in sorted(self.rows.items()) if row.status == status and key in {None, row.key}]
@@ -297,8 +328,10 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def every_row_is_as_the_model_says(self) -> None:
         """A row changes when the model says so, forward in `updated_at`, and stays to the microsecond where not."""
+        records = self._records()
+        assert records.keys() == self.rows.keys()
         for outbox_id, row in self.rows.items():
-            record = self._record(outbox_id)
+            record = records[outbox_id]
             assert _looks_like(row, record), (outbox_id, row, record)
             version, before = self.seen.get(outbox_id, (0, record))
             if row.version == version:
@@ -312,7 +345,8 @@ class Machine(RuleBasedStateMachine):
                 if row.failed and record.due is not None:
                     wait = (record.due - record.updated_at).total_seconds()
                     assert wait == pytest.approx(backoff(record.retry_count), abs=0.5)
-            if record.due is not None and record.due - record.updated_at < SOON:
+            fresh = row.version != version and record.status == "pending"
+            if fresh and record.due is not None and record.due - record.updated_at < SOON:
                 self.outbox.change(outbox_id, "next_retry_at = next_retry_at + interval '1 hour'")
                 record = record._replace(due=record.due + timedelta(hours=1))
             # From here on the model knows the due time to the microsecond.
@@ -338,14 +372,20 @@ class Machine(RuleBasedStateMachine):
         assert record is not None
         return record[0]  # type: ignore[no-any-return]
 
-    def _record(self, outbox_id: int) -> Record:
-        record = self.outbox.connection.execute(
-            "select status, retry_count, last_error, next_retry_at, published_at, consumed_at, updated_at"
-            " from agent_outbox_messages where id = %s",
-            [outbox_id],
-        ).fetchone()
-        assert record is not None
-        return Record(*record)
+    def _records(self) -> dict[int, Record]:
+        query = (
+            "select id, status, retry_count, last_error, next_retry_at, published_at, consumed_at, updated_at"
+            " from agent_outbox_messages"
+        )
+        return {outbox_id: Record(*record) for outbox_id, *record in self.outbox.connection.execute(query)}
+
+    def _untried(self) -> list[int]:
+        """Return the rows that neither a retry nor a hold will bring."""
+        return [n for n, row in sorted(self.rows.items()) if row.status == "pending" and row.due is None]
+
+    def _waiting(self) -> list[tuple[datetime, int]]:
+        """Return when each row that waits is due, in the order in which they must be published."""
+        return sorted((row.due, n) for n, row in self.rows.items() if row.status == "pending" and row.due)
 
     def _publish(self, copy: Copy) -> None:
         self.log.append(copy)
@@ -358,7 +398,7 @@ class Machine(RuleBasedStateMachine):
 
     def _due_rows(self, limit: int) -> list[OutboxRow]:
         """Return what is due, held to the model; what falls due at this very moment may be in it or not."""
-        waiting = sorted((row.due, n) for n, row in self.rows.items() if row.status == "pending" and row.due)
+        waiting = self._waiting()
         earliest = self._now()
         rows = self.books.due_rows(limit)
         latest = self._now()
@@ -437,6 +477,13 @@ def test_whatever_the_interleaving_the_rows_are_as_the_state_machine_says(outbox
     sinks: Sinks = {
         strict: (outbox.settlement(strict=strict), outbox.settlement(strict=strict)) for strict in (True, False)
     }
+    for connection in (
+        outbox.connection,
+        books.connection,
+        *(sink.connection for pair in sinks.values() for sink in pair),
+    ):
+        # No server crashes here: nothing has to wait for its disk.
+        connection.execute("set synchronous_commit = off")
 
     class OnTheseTables(Machine):
         def __init__(self) -> None:
