@@ -110,8 +110,9 @@ def _point(pair: Sequence[Any]) -> tuple[float, float]:
 
 
 def hurried(rules: str) -> str:
-    """Return rules for a test's hour of seconds: no alert waits, and every range is `WINDOW`."""
-    return re.sub(r"\[\d+m\]", f"[{WINDOW}s]", re.sub(r"\bfor: \d+m", "for: 0s", rules))
+    """Return rules for a test's hour of seconds: no alert waits, every range is `WINDOW`, and so is a proof's hour."""
+    rules = re.sub(r"\[\d+m\]", f"[{WINDOW}s]", re.sub(r"\bfor: \d+m", "for: 0s", rules))
+    return re.sub(r"(expr: time\(\) .* > )3600", rf"\g<1>{WINDOW}", rules)
 
 
 @contextmanager

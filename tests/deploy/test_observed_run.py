@@ -31,14 +31,15 @@ BUDGET_MB = 64
 
 
 def say(connection: Connection, topic: str, rows: int, text: str, **instead: Any) -> None:
-    """Enqueue messages of 40 conversations in turn; `instead` replaces parts of the payload, or `biz_type`."""
+    """Enqueue messages of 40 conversations in turn; `instead` replaces parts of the payload, `biz_type` or `status`."""
     biz_type = instead.pop("biz_type", "chat_history_persist")
+    status = instead.pop("status", "pending")
     payload = {"user_id": 1, "role": "user", "message_content": text} | instead
     connection.execute(
-        f"insert into {OUTBOX} (biz_type, topic, message_key, payload)"
-        " select %s, %s, k, %s || jsonb_build_object('chat_id', k)"
+        f"insert into {OUTBOX} (biz_type, status, topic, message_key, payload)"
+        " select %s, %s, %s, k, %s || jsonb_build_object('chat_id', k)"
         "   from (select %s || ' ' || n %% 40 as k from generate_series(1, %s) as n) as keys",
-        [biz_type, topic, Jsonb(payload), text, rows],
+        [biz_type, status, topic, Jsonb(payload), text, rows],
     )
 
 
@@ -146,11 +147,18 @@ class Run:
         )
 
     def nobody_gets_into_the_database(self, reader: Process) -> None:
-        """The database refuses everybody, and the reader crashes."""
+        """The database refuses everybody, so nothing can be proved, and the reader crashes."""
         reader.kill()
         with no_connections(self.database):
-            self.prometheus.await_firing("OutboxReaderNotScraped", "OutboxDatabaseNotSeen")
+            self.prometheus.await_firing("OutboxReaderNotScraped", "OutboxDatabaseNotSeen", "OutboxProofOverdue")
         self.start_reader()
+
+    def somebody_changes_what_is_settled(self) -> None:
+        """A row says that it is consumed, and is in no history."""
+        say(self.connection, self.topic, 1, "never stored", status="consumed")
+        self.prometheus.await_firing("OutboxUnproved")
+        self.connection.execute(f"delete from {OUTBOX} where message_key like 'never stored%'")
+        self.prometheus.await_over("OutboxUnproved")
 
     def all_is_well(self) -> None:
         """What is dead is seen to, and everything else is stored."""
@@ -201,7 +209,7 @@ def test_every_alert_fires_at_its_fault_and_every_panel_has_something_to_show(
             own_topic,
             env["CONNECTOR_SLOT_NAME"],
             lambda: start("reader", CONNECTOR_WAL_BUDGET=f"{BUDGET_MB}MB"),
-            lambda: start("sink"),
+            lambda: start("sink", CONNECTOR_PROOF_SECONDS="1"),
         )
         began = time.time()
         reader = run.nobody_leads()
@@ -211,6 +219,7 @@ def test_every_alert_fires_at_its_fault_and_every_panel_has_something_to_show(
             run.nobody_stores(sink)
             run.kafka_goes_away()
             run.an_old_transaction_pins_wal()
+            run.somebody_changes_what_is_settled()
         run.nobody_gets_into_the_database(reader)
         run.all_is_well()
         ended = time.time()
