@@ -26,9 +26,11 @@ from connector.store.timelines import timeline_of
 MARK_DELAY_SECONDS = 0.3
 """Marks wait a moment: a row that the sink has consumed meanwhile needs none."""
 
+DUE_AT_ONCE = 250
+"""So many rows of the table are taken at a time, in this order, to be marked before the next are looked for."""
+
 _MARKS_AT_ONCE = 2_000
 _MARKS_IN_A_HURRY = 20_000
-_DUE_AT_ONCE = 250
 _PROGRESS_SECONDS = 1.0
 _QUIET_SECONDS = 10.0
 _UNSEEN_SECONDS = 5.0
@@ -337,7 +339,7 @@ class Bookkeeper(threading.Thread):
     def _look(self, books: Bookkeeping, now: float) -> None:
         rows: list[OutboxRow] = []
         if now >= self._agenda.look_at():
-            rows = books.due_rows(_DUE_AT_ONCE)
+            rows = books.due_rows(DUE_AT_ONCE)
             # A full batch says nothing about the next: look again when this one is done.
             next_due = 0.0 if rows else books.seconds_to_next_due()
             with self._condition:
@@ -345,7 +347,7 @@ class Bookkeeper(threading.Thread):
         elif self._idle and now >= self._agenda.sweep_at():
             # What is acknowledged and not marked yet would look as if nothing had brought it.
             self._write_marks(books, at_once=True)
-            rows = books.overlooked_rows(_QUIET_SECONDS, _DUE_AT_ONCE)
+            rows = books.overlooked_rows(_QUIET_SECONDS, DUE_AT_ONCE)
             with self._condition:
                 self._agenda.swept(time.monotonic())
             next_due = books.seconds_to_next_due()

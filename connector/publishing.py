@@ -130,9 +130,9 @@ class Publishing:
             self._refused = [lot for lot in self._refused if not lot.written]
         return self.in_flight < MOST_IN_FLIGHT and self._bytes_in_flight < MOST_BYTES_IN_FLIGHT and not self._refused
 
-    def publish(self, rows: Iterable[OutboxRow], *, due: bool) -> Lot:
-        """Publish rows of the table, in this order."""
-        shipment = Shipment(self, due=due)
+    def publish(self, rows: Iterable[OutboxRow]) -> Lot:
+        """Publish rows that the table has instead of the stream, in this order."""
+        shipment = Shipment(self, due=False)
         for row in rows:
             shipment.add(row)
         shipment.close()

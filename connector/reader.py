@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from connector.bookkeeper import Bookkeeper
+from connector.bookkeeper import DUE_AT_ONCE, Bookkeeper
 from connector.catch_up import Judgement, Remedy, prepare_slot
 from connector.errors import ServiceUnavailable, SetupRequired
 from connector.failpoints import Point, reach
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 MOST_UNMARKED: Final = 100_000
 
-_DUE_AT_ONCE = 250
 _CATCH_UP_BATCH = 100
 _START_PAUSE = 0.1
 _CHECK_SECONDS = 2.0
@@ -448,7 +447,7 @@ class Reader:
         if not due:
             return
         shipment = Shipment(self._publishing, due=True)
-        while due and len(shipment.lot.fences) < _DUE_AT_ONCE and self._publishing.has_room:
+        while due and len(shipment.lot.fences) < DUE_AT_ONCE and self._publishing.has_room:
             shipment.add(due.popleft())
         shipment.close()
         reach(Point.RETRY_PRODUCED)
@@ -501,7 +500,7 @@ class Reader:
             ) as connection:
                 table = Bookkeeping(connection, self._options.tables, self._options.slot_name)
                 for rows in table.catch_up_rows(progress.catch_up_through, _CATCH_UP_BATCH):
-                    sent.append(self._publishing.publish(rows, due=False))
+                    sent.append(self._publishing.publish(rows))
                     rows_sent += len(rows)
                     reach(Point.CATCH_UP_HALF_WAY)
                     self._tend(replication, books)

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, cast
@@ -18,6 +19,7 @@ _HIDDEN = "***"
 # A shorter secret is hidden only where it stands alone: its letters occur in every other word.
 _SHORT_SECRET = 4
 _DEEPEST = 6
+_REPEAT_SECONDS = 60.0
 
 _secrets: re.Pattern[str] | None = None
 
@@ -31,7 +33,8 @@ def configure_logging(level: str, fmt: str, secrets: Iterable[str] = ()) -> None
     """Send this process's logs, those of its libraries and its uncaught exceptions to stderr.
 
     `level` is debug, info, warning, error or critical; `fmt` is json or console. `secrets` are hidden from then on
-    wherever they would appear, also percent-encoded or quoted. Libraries log from warning up, or at debug all.
+    wherever they would appear, also percent-encoded or quoted. Libraries log from warning up, each complaint once a
+    minute, or at debug all.
     """
     global _secrets  # noqa: PLW0603 - logging is one thing in a process, and so is what it must hide
     _secrets = _pattern(secrets)
@@ -130,12 +133,36 @@ class _FromLibraries(logging.Handler):
         get_logger(record.name).warning("log_record_unreadable")
 
 
+class _OnceAMinute(logging.Filter):
+    """Lets one complaint of a kind through a minute: librdkafka has several a second for a broker that is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether this kind of record, its numbers aside, was not let through within the last minute."""
+        now = time.monotonic()
+        try:
+            kind = (record.name, re.sub(r"\d+", "", record.getMessage()))
+        except (TypeError, ValueError):
+            return True  # not for us to tell that it cannot be read
+        if now < self._said.get(kind, -math.inf) + _REPEAT_SECONDS:
+            return False
+        self._said = {known: at for known, at in self._said.items() if now < at + _REPEAT_SECONDS}
+        self._said[kind] = now
+        return True
+
+
 def _take_over_from_libraries(threshold: int) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, _FromLibraries):
             root.removeHandler(handler)
-    root.addHandler(_FromLibraries())
+    handler = _FromLibraries()
+    if threshold > logging.DEBUG:
+        handler.addFilter(_OnceAMinute())
+    root.addHandler(handler)
     root.setLevel(threshold if threshold <= logging.DEBUG else max(threshold, logging.WARNING))
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread

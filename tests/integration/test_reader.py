@@ -321,7 +321,8 @@ def test_an_idle_reader_asks_the_table_nothing(reader: Process, app: Connection,
         " and application_name like 'outbox-connector%' and backend_type = 'client backend'"
         " and query ~ 'agent_outbox_messages'"
     )
-    time.sleep(1)  # the last statements of the work above
+    quiet = f"select clock_timestamp() - max(query_start) > interval '1 second' from ({statements}) as last"
+    eventually(lambda: one(app, quiet), within=20, what="the last statement of the work above")
     before = set(app.execute(statements).fetchall())
     after = set()
     until = time.monotonic() + 4

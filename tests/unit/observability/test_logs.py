@@ -161,6 +161,22 @@ def test_libraries_log_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> N
     assert (event["event"], event["room"], event["level"]) == ("error connecting: ***", "psycopg.pool", "warning")
 
 
+def test_a_library_that_repeats_itself_is_heard_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers aside, a complaint is not logged again for a while; another one is, and at debug all are."""
+    configure_logging("info", "json")
+    for number in range(5):
+        logging.getLogger("librdkafka").warning("127.0.0.1:9092: %d ms without an answer", number)
+    logging.getLogger("librdkafka").warning("something else")
+    assert [event["event"] for event in events(capsys)] == [
+        "127.0.0.1:9092: 0 ms without an answer",
+        "something else",
+    ]
+    configure_logging("debug", "json")
+    for _ in range(2):
+        logging.getLogger("librdkafka").warning("something else")
+    assert len(events(capsys)) == 2
+
+
 def test_a_malformed_record_of_a_library_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """The standard library would print its arguments; here only the fact is logged."""
     # pytest's own handlers would fail on such a record.
