@@ -44,6 +44,7 @@ _POLL_SECONDS: Final = 0.5
 _START_PAUSE: Final = 0.2
 _LONGEST_WAIT: Final = 5.0
 _LOOK_SECONDS: Final = 2.0
+_IDLE_IN_TRANSACTION_SECONDS: Final = 30
 _SHARE_OF_SHUTDOWN_FOR_A_BATCH: Final = 0.6
 
 _log = get_logger("sink")
@@ -187,7 +188,14 @@ class Sink:
     def _connected(self) -> Settlement:
         if self._settlement is None or self._settlement.connection.closed:
             options = self._options
-            connection = connect(options.database_url, name="outbox-connector sink", prepare=self._prepare)
+            # Nothing is waited for within a transaction, so that one which is idle is that of a sink that hangs:
+            # until the server ends it, it keeps its rows from the sink that took over.
+            connection = connect(
+                options.database_url,
+                name="outbox-connector sink",
+                idle_in_transaction_seconds=_IDLE_IN_TRANSACTION_SECONDS,
+                prepare=self._prepare,
+            )
             try:
                 self._kept = KeptOffsets(connection, options.tables, options.group_id)
             except psycopg.Error:
