@@ -76,6 +76,11 @@ class Kafka:
         """
         pytest.skip(f"the {self.kind} Kafka names no proxy as its address; needs Apache Kafka as a child process")
 
+    def limit_producers(self, bytes_a_second: int | None) -> None:
+        """Give every producer a quota, or none; the test is skipped where that needs a tool that we have not."""
+        del bytes_a_second
+        pytest.skip(f"quotas of the {self.kind} Kafka are not ours to change; needs Apache Kafka as a child process")
+
     def admin(self) -> AdminClient:
         """Return a new client for topics, groups and offsets."""
         return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
@@ -159,6 +164,14 @@ class ApacheKafka(Kafka):
 
     def proxy(self) -> TcpProxy:
         return TcpProxy("127.0.0.1", self._behind_proxy_port, self._proxy_port)
+
+    def limit_producers(self, bytes_a_second: int | None) -> None:
+        quota = "producer_byte_rate"
+        change = ["--delete-config", quota] if bytes_a_second is None else ["--add-config", f"{quota}={bytes_a_second}"]
+        where = ["--bootstrap-server", self.bootstrap_servers, "--entity-type", "clients", "--entity-default"]
+        tool = self._java("kafka.admin.ConfigCommand", *where, "--alter", *change, heap="128m")
+        if tool.wait(60) != 0:
+            raise RuntimeError(f"Kafka's quotas: {(self._directory / 'kafka.log').read_text()[-2000:]}")
 
     def start(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -306,6 +319,9 @@ def _broker_settings(*, listeners: str, advertised: str, controller: str) -> dic
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
         "auto.create.topics.enable": "false",
+        # So that a test can forbid something.
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
         # A broker that was killed is let in again only when its last session has expired.
         "broker.heartbeat.interval.ms": "500",
         "broker.session.timeout.ms": "4000",
