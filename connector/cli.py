@@ -448,7 +448,7 @@ def _gauges(settings: Settings, metrics: Metrics) -> Gauges:
     from connector.store.gauges import Gauges
 
     gauges = Gauges(
-        lambda: connect(settings.database_url, name="outbox-connector metrics", statement_seconds=5),
+        lambda: connect(settings.database_url, name="outbox-connector metrics", statement_seconds=5, prepare=False),
         _tables(settings),
         settings.slot_name,
     )

@@ -213,7 +213,10 @@ class Reader:
         try:
             if not self._stand_by(replication):
                 return
-            with connect(self._options.database_url, name="outbox-connector reader", statement_seconds=0) as connection:
+            # What it asks is asked seldom, and behind some poolers prepared statements get lost.
+            with connect(
+                self._options.database_url, name="outbox-connector reader", statement_seconds=0, prepare=False
+            ) as connection:
                 books = Bookkeeping(connection, self._options.tables, self._options.slot_name)
                 self._recognise(replication.identify())
                 self._metrics.leader.set(1)

@@ -59,7 +59,7 @@ class Straggler(NamedTuple):
 
 
 class Comparison:
-    """Reads on one connection in autocommit mode, which it makes read-only."""
+    """Reads on one connection in autocommit mode, and writes nothing."""
 
     def __init__(self, connection: Connection, tables: Tables) -> None:
         """Prepare the session.

@@ -2,8 +2,9 @@
 -- one bounded range of ids.
 
 -- name: session
--- Read-only, and no heavier on the server than it must be. The plan that suits a range depends on the range.
-set default_transaction_read_only = on; set plan_cache_mode = force_custom_plan;
+-- No heavier on the server than it must be. The plan that suits a range depends on the range. The session is not made
+-- read-only: behind a pooler that shares it between transactions, it would be so for whoever has it next.
+set plan_cache_mode = force_custom_plan;
 set max_parallel_workers_per_gather = 0; set jit = off
 
 -- name: span

@@ -142,7 +142,7 @@ class Pipeline:
         for key, outbox_id in stored:
             by_key[key].append(outbox_id)
         for key, ids in by_key.items():
-            assert ids == sorted(ids), f"the order of {key}"
+            assert ids == sorted(ids), f"the order of {key}: {ids}"
         paid = {outbox_id for (outbox_id,) in self.app.execute(f"select id from {OUTBOX} where retry_count > 0")}
         assert paid <= self.spent, "retries that are not the messages' fault"
         eventually(self._is_slot_as_recorded, within=within, what="a slot that is as it is recorded")

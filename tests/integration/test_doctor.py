@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,6 +23,7 @@ from connector.settings import load_settings
 from tests.integration.outbox_table import TABLES
 from tests.integration.scenario import enqueue, is_streaming, set_up
 from tests.services import Database, Kafka, Process, eventually
+from tests.services.pgbouncer import pgbouncer
 
 OUTBOX = "public.agent_outbox_messages"
 HISTORY = "public.chat_histories"
@@ -495,49 +492,6 @@ def test_an_option_that_librdkafka_refuses_is_a_matter_of_configuration(connecto
     doctor = connector("doctor", CONNECTOR_CONSUMER_NO_SUCH_OPTION="1")
     assert doctor.wait() == 78
     assert "no.such.option" in doctor.stderr
-
-
-def _connects(url: str) -> bool:
-    psycopg.connect(url, connect_timeout=2).close()
-    return True
-
-
-@contextmanager
-def pgbouncer(database: Database, directory: Path, pool_mode: str) -> Iterator[str]:
-    """Run PgBouncer before a database and give its URL."""
-    program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
-    if not Path(program).exists():
-        pytest.skip("pgbouncer is not installed")
-    server, port = urlsplit(database.url), free_port()
-    configuration = directory / "pgbouncer.ini"
-    configuration.write_text(
-        f"[databases]\n{database.name} = host={server.hostname} port={server.port} user={server.username}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        f"pool_mode = {pool_mode}\n",
-        encoding="utf-8",
-    )
-    configuration.chmod(0o644)
-    account = "nobody" if os.geteuid() == 0 else None
-    with configuration.open(encoding="utf-8") as readable:
-        process = subprocess.Popen(
-            [program, f"/dev/fd/{readable.fileno()}"],
-            user=account,
-            pass_fds=[readable.fileno()],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-        )
-        url = f"postgresql://{server.username}@127.0.0.1:{port}/{database.name}"
-        try:
-            eventually(
-                lambda: _connects(url),
-                what="PgBouncer's answer",
-                ignoring=(psycopg.OperationalError,),
-            )
-            yield url
-        finally:
-            process.terminate()
-            process.wait(10)
 
 
 @pytest.mark.parametrize("pool_mode", ["transaction", "session"])

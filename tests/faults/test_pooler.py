@@ -1,0 +1,29 @@
+"""PgBouncer between the processes and the database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.pipeline import Pipeline
+from tests.services import Database, Kafka
+from tests.services.pgbouncer import pgbouncer
+
+
+@pytest.mark.parametrize("pool_mode", ["transaction", "session"])
+def test_everything_but_the_stream_goes_through_a_pooler(
+    database: Database, kafka: Kafka, topic: str, tmp_path: Path, pool_mode: str
+) -> None:
+    """With CONNECTOR_REPLICATION_URL past it, messages arrive, are retried, held and given up as without it."""
+    with pgbouncer(database, tmp_path, pool_mode) as url:
+        variables = {"CONNECTOR_DATABASE_URL": url, "CONNECTOR_REPLICATION_URL": database.url}
+        pipeline = Pipeline(database, kafka, topic, variables)
+        pipeline.poison()
+        processes = pipeline.start("reader"), pipeline.start("sink")
+        for _ in range(5):
+            pipeline.enqueue()
+        pipeline.enqueue(due_in=0.1)
+        pipeline.prove()
+        assert [process.stop() for process in processes] == [0, 0]
+        pipeline.close()
