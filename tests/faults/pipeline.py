@@ -58,15 +58,11 @@ class Pipeline:
     def enqueue(self, rows: int = 5, due_in: float | None = None, table: str = OUTBOX) -> list[int]:
         """Enqueue so many rows on each of three keys, in one transaction."""
         with self.app.transaction():
-            ids = [self.insert(key, message_content=str(number), table=table) for number in range(rows) for key in KEYS]
-            if due_in is not None:
-                # Before its commit, so that nobody has seen it without.
-                self.app.execute(
-                    f"update {OUTBOX} set next_retry_at = clock_timestamp() + %s * interval '1 second'"
-                    " where id = any (%s)",
-                    [due_in, ids],
-                )
-        return ids
+            return [
+                self.insert(key, message_content=str(number), table=table, due_in=due_in)
+                for number in range(rows)
+                for key in KEYS
+            ]
 
     def insert(
         self,
@@ -75,6 +71,7 @@ class Pipeline:
         *,
         topic: str = "",
         table: str = OUTBOX,
+        due_in: float | None = None,
         max_retry: int = 20,
         **payload: Any,
     ) -> int:
@@ -83,9 +80,9 @@ class Pipeline:
         outbox_id = int(
             one(
                 self.app,
-                f"insert into {table} (biz_type, topic, message_key, payload, max_retry)"
-                " values (%s, %s, %s, %s, %s) returning id",
-                ["chat_history_persist", topic or self.topic, key, Jsonb(document), max_retry],
+                f"insert into {table} (biz_type, topic, message_key, payload, max_retry, next_retry_at)"
+                " values (%s, %s, %s, %s, %s, clock_timestamp() + %s::float * interval '1 second') returning id",
+                ["chat_history_persist", topic or self.topic, key, Jsonb(document), max_retry, due_in],
             )
         )
         self.wanted[outbox_id] = wanted

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.pipeline import Pipeline
+from tests.integration.scenario import metric
 from tests.services import Database, Kafka
 from tests.services.pgbouncer import pgbouncer
 
@@ -23,7 +24,9 @@ def test_everything_but_the_stream_goes_through_a_pooler(
         processes = pipeline.start("reader"), pipeline.start("sink")
         for _ in range(5):
             pipeline.enqueue()
+        pipeline.prove()
         pipeline.enqueue(due_in=0.1)
         pipeline.prove()
+        assert metric(processes[0], 'outbox_rows{status="dead"}') == 1
         assert [process.stop() for process in processes] == [0, 0]
         pipeline.close()
