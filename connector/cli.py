@@ -34,6 +34,10 @@ _BOTH = frozenset({"database", "kafka"})
 _DATABASE = frozenset({"database"})
 
 
+class _Beside(Protocol):
+    def close(self) -> None: ...
+
+
 class _Loop(Protocol):
     def run(self) -> None: ...
 
@@ -353,6 +357,7 @@ def _reconcile(arguments: argparse.Namespace) -> int:
 def _reader(_: argparse.Namespace) -> int:
     from connector.observability.health import Health
     from connector.observability.metrics import ReaderMetrics
+    from connector.observability.tracing import tracing
     from connector.reader import Reader, ReaderOptions
 
     settings = _settings(_BOTH)
@@ -373,6 +378,7 @@ def _reader(_: argparse.Namespace) -> int:
         ),
         metrics,
         health,
+        tracing=(spans := tracing("reader")),
     )
     gauges = _gauges(settings, metrics)
 
@@ -384,13 +390,14 @@ def _reader(_: argparse.Namespace) -> int:
         metrics.slot_wal_status,
     )
     health.ready("reader", "starting")
-    return _serve(settings, reader, metrics, health)
+    return _serve(settings, reader, metrics, health, [spans])
 
 
 def _sink(_: argparse.Namespace) -> int:
     from connector.handlers import load_handlers
     from connector.observability.health import Health
     from connector.observability.metrics import SinkMetrics
+    from connector.observability.tracing import tracing
     from connector.sink import Sink, SinkOptions
 
     settings = _settings(_BOTH)
@@ -412,16 +419,12 @@ def _sink(_: argparse.Namespace) -> int:
         load_handlers(),
         metrics,
         health,
+        tracing=(spans := tracing("sink")),
     )
     gauges = _gauges(settings, metrics)
     metrics.on_scrape(lambda: metrics.held_messages.set(gauges.held()), metrics.held_messages)
     health.ready("sink", "starting")
-    proof = _start_proof(settings, metrics)
-    try:
-        return _serve(settings, sink, metrics, health)
-    finally:
-        if proof is not None:
-            proof.close()
+    return _serve(settings, sink, metrics, health, [_start_proof(settings, metrics), spans])
 
 
 def _start_proof(settings: Settings, metrics: SinkMetrics) -> Proof | None:
@@ -464,8 +467,10 @@ def _gauges(settings: Settings, metrics: Metrics) -> Gauges:
     return gauges
 
 
-def _serve(settings: Settings, loop: _Loop, metrics: Metrics, health: Health) -> int:
-    """Run a loop with its HTTP endpoints until it ends or a signal asks it to."""
+def _serve(
+    settings: Settings, loop: _Loop, metrics: Metrics, health: Health, beside: Sequence[_Beside | None] = ()
+) -> int:
+    """Run a loop with its HTTP endpoints until it ends or a signal asks it to; close what works beside it."""
     from connector.observability.http import HttpServer
 
     log = get_logger("cli")
@@ -479,6 +484,9 @@ def _serve(settings: Settings, loop: _Loop, metrics: Metrics, health: Health) ->
         log.critical("stopped_by_error", kind=type(error).__name__, error=str(error))
         raise
     finally:
+        for part in beside:
+            if part is not None:
+                part.close()
         http.close()
     log.info("stopped")
     return DONE

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from connector.errors import EnvelopeError
 
@@ -62,6 +63,8 @@ class Failure(NamedTuple):
     reason: str
     final: bool = False
     blameless: bool = False
+    named: Mapping[str, str] = {}
+    """Fields by which a log tells more of the message than its id."""
 
 
 class OutboxRow(NamedTuple):
@@ -82,6 +85,8 @@ class Unreadable:
     why: str
 
 
+_BEGINNING: Final = b'{"outbox_id":'
+_LONGEST_BEGINNING: Final = 40
 # The beginning of a value as `encode_envelope` writes it.
 _OPENING = re.compile(
     rb'\{"outbox_id":([1-9]\d{0,18}),"biz_type":("(?:[^"\\]|\\.)*"),"attempt":(\d{1,10}),"payload":[\[{]'
@@ -152,6 +157,18 @@ def _unreadable(value: bytes, error: Exception) -> Envelope:
         raise EnvelopeError(f"the value is not JSON: {error}") from None
     outbox_id, biz_type, attempt = opening.groups()
     return Envelope(int(outbox_id), json.loads(biz_type), int(attempt), Unreadable(str(error)))
+
+
+def outbox_id_of(value: bytes | None) -> int | None:
+    """Return the outbox id in a Kafka value without reading its payload, or None where it is no envelope."""
+    if value is not None and value.startswith(_BEGINNING):
+        digits = value[len(_BEGINNING) : value.find(b",", len(_BEGINNING), _LONGEST_BEGINNING)]
+        if digits.isdigit():
+            return int(digits)
+    try:
+        return decode_envelope(value).outbox_id
+    except EnvelopeError:
+        return None
 
 
 def decode_headers(headers: bytes) -> list[tuple[str, str | bytes | None]]:

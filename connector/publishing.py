@@ -20,11 +20,13 @@ from connector.kafka import (
     Message,
     Publisher,
     fate_of,
+    headers_of,
     size_of,
 )
 from connector.ledger import Lot
 from connector.observability.logs import get_logger
-from connector.outbox import Failure, OutboxRow, decode_envelope, decode_headers, encode_envelope
+from connector.observability.tracing import Headers, OpenSpans, Subject, Tracing, named
+from connector.outbox import Failure, OutboxRow, decode_envelope, decode_headers, encode_envelope, outbox_id_of
 
 if TYPE_CHECKING:
     from connector.observability.metrics import ReaderMetrics
@@ -42,13 +44,14 @@ class PublisherBroken(Exception):
 class Shipment:
     """Rows that are published together: their lot, and the one delivery callback of all of its messages."""
 
-    __slots__ = ("_publishing", "due", "lot")
+    __slots__ = ("_publishing", "due", "lot", "spans")
 
     def __init__(self, publishing: Publishing, *, due: bool) -> None:
         """Begin with no row; `due` rows come from the table because their time has come."""
         self._publishing = publishing
         self.due = due
         self.lot = Lot(time.monotonic())
+        self.spans: OpenSpans | None = None
 
     def add(self, row: OutboxRow) -> None:
         """Hand a row to the producer. Whatever becomes of it, the lot hears of it."""
@@ -62,7 +65,8 @@ class Shipment:
             self.lot.awaited -= 1
             text = f"the id of a message must be positive, and this is {row.fence.outbox_id}: enqueue it again"
             attempt = max(0, row.fence.retry_count)
-            self.lot.failed(Failure(row.fence.outbox_id, attempt, text, "id_not_positive", final=True))
+            failure = Failure(row.fence.outbox_id, attempt, text, "id_not_positive", final=True, named=_named(row))
+            self.lot.failed(failure)
 
     def close(self) -> None:
         """Add no more rows."""
@@ -74,12 +78,29 @@ class Shipment:
         """Take a delivery report; librdkafka calls this from within `Publishing.turn`."""
         self.lot.awaited -= 1
         self._publishing.in_flight -= 1
+        if self.spans is not None:
+            self._end_span(self.spans, error, message)
         if error is not None:
             envelope = decode_envelope(message.value())
-            attempt = Failure(envelope.outbox_id, envelope.attempt, "", "")
+            key = (message.key() or b"").decode("utf-8", "replace")
+            attempt = Failure(envelope.outbox_id, envelope.attempt, "", "", named=named(key, headers_of(message)))
             self._publishing.refused(self.lot, error, attempt, message.topic() or "", size_of(message))
         if self.lot.answered:
             self._publishing.answered(self)
+
+    def begin_span(self, tracing: Tracing, row: OutboxRow, headers: Headers) -> None:
+        """Let a row's trace know that it is handed over."""
+        if self.spans is None:
+            self.spans = OpenSpans(tracing)
+        key = row.key.decode("utf-8", "replace")
+        self.spans.begin(Subject(row.fence.outbox_id, row.topic, key, headers))
+
+    def _end_span(self, spans: OpenSpans, error: KafkaError | None, message: Message) -> None:
+        outbox_id = outbox_id_of(message.value())
+        if error is None:
+            spans.end(outbox_id, message.partition(), message.offset())
+        else:
+            spans.fail(outbox_id, error.name(), error.str())
 
 
 class Publishing:
@@ -93,8 +114,10 @@ class Publishing:
         *,
         on_error: Callable[[KafkaError], None],
         on_answered: Callable[[Shipment], None],
+        tracing: Tracing | None = None,
     ) -> None:
         """Make the producer; `on_answered` gets each shipment for whose every row Kafka has answered."""
+        self._tracing = tracing
         self._kafka = kafka
         self._topics = set(topics)
         self._metrics = metrics
@@ -154,6 +177,8 @@ class Publishing:
         self.in_flight += 1
         self._bytes_in_flight += len(value) + len(row.key)
         headers = decode_headers(row.headers) if row.headers is not None else []
+        if headers and self._tracing is not None:
+            shipment.begin_span(self._tracing, row, headers)
         while True:
             try:
                 self._publisher.produce(row.topic, value, row.key, on_delivery=shipment, headers=headers)
@@ -162,7 +187,9 @@ class Publishing:
             except KafkaException as error:
                 shipment.lot.awaited -= 1
                 self.in_flight -= 1
-                attempt = Failure(row.fence.outbox_id, row.fence.retry_count, "", "")
+                if shipment.spans is not None:
+                    shipment.spans.fail(row.fence.outbox_id, error.args[0].name(), error.args[0].str())
+                attempt = Failure(row.fence.outbox_id, row.fence.retry_count, "", "", named=_named(row))
                 self.refused(shipment.lot, error.args[0], attempt, row.topic, len(value) + len(row.key))
                 return
             else:
@@ -223,3 +250,8 @@ class Publishing:
         limit = self._publisher.limit_of(topic)
         # What is remembered cannot be why the broker refused it: the limit has changed since.
         return self._publisher.limit_of(topic, again=True) if limit is not None and size <= limit else limit
+
+
+def _named(row: OutboxRow) -> dict[str, str]:
+    headers = decode_headers(row.headers) if row.headers is not None else []
+    return named(row.key.decode("utf-8", "replace"), headers)

@@ -33,6 +33,7 @@ from connector.stream import Stream
 if TYPE_CHECKING:
     from connector.observability.health import Health
     from connector.observability.metrics import ReaderMetrics
+    from connector.observability.tracing import Tracing
 
 MOST_UNMARKED: Final = 100_000
 
@@ -77,9 +78,12 @@ class ReaderOptions:
 class Reader:
     """Runs until told to stop; survives the loss of PostgreSQL, of Kafka, and of its leadership."""
 
-    def __init__(self, options: ReaderOptions, metrics: ReaderMetrics, health: Health) -> None:
+    def __init__(
+        self, options: ReaderOptions, metrics: ReaderMetrics, health: Health, tracing: Tracing | None = None
+    ) -> None:
         """Prepare; nothing is connected before `run`."""
         self._options = options
+        self._tracing = tracing
         self._metrics = metrics
         self._health = health
         self._stopping = False
@@ -147,6 +151,7 @@ class Reader:
             self._metrics,
             on_error=self._reachability.doubt,
             on_answered=self._answered,
+            tracing=self._tracing,
         )
         self._stream = Stream(options.tables.outbox, self._publishing, self._bookkeeper.hint)
         self._metrics.on_scrape(lambda: self._metrics.in_flight_messages.set(self._publishing.in_flight))
@@ -476,6 +481,7 @@ class Reader:
             _log.warning(
                 "message_dead" if row.dead else "retry_scheduled",
                 outbox_id=row.outbox_id,
+                **failure.named,
                 attempt=failure.attempt,
                 error=failure.error,
                 due_in_seconds=row.due_in,

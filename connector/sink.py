@@ -26,8 +26,10 @@ from connector.kafka import (
     Message,
     Reachability,
     Subscription,
+    headers_of,
 )
 from connector.observability.logs import get_logger
+from connector.observability.tracing import Subject, Tracing, named, now
 from connector.outbox import Failure, Unreadable, decode_envelope
 from connector.store.connections import connect, describe, is_alive, is_conflict, is_pooler_trouble
 from connector.store.offsets import KeptOffsets, TimelineChanged
@@ -73,7 +75,7 @@ class Batch:
     items: list[Item]
     unparsed: list[Failure]
     letters: list[tuple[Message, str]]
-    keys: dict[int, str]
+    messages: dict[int, Message]
     duplicates: int = 0
     lost: int = 0
     """Copies of rows that the database has lost in a failover."""
@@ -83,10 +85,17 @@ class Sink:
     """Runs until told to stop; survives the loss of PostgreSQL and of Kafka."""
 
     def __init__(
-        self, options: SinkOptions, handlers: Mapping[str, Handler], metrics: SinkMetrics, health: Health
+        self,
+        options: SinkOptions,
+        handlers: Mapping[str, Handler],
+        metrics: SinkMetrics,
+        health: Health,
+        *,
+        tracing: Tracing | None = None,
     ) -> None:
         """Prepare; nothing is connected before `run`."""
         self._options = options
+        self._tracing = tracing
         self._handlers = handlers
         self._metrics = metrics
         self._health = health
@@ -235,6 +244,7 @@ class Sink:
     def _settle(self, messages: list[Message]) -> None:
         """Settle a batch, however long the database is away, then let its offsets be committed."""
         wait = 0.1
+        began = now() if self._tracing is not None else 0
         posted: set[int] = set()
         while messages:
             try:
@@ -265,6 +275,8 @@ class Sink:
             return
         reach(Point.BATCH_COMMITTED)
         self._count(result, batch)
+        if self._tracing is not None:
+            self._trace(self._tracing, result, batch, began)
         self._subscription.store(messages)
         reach(Point.OFFSET_STORED)
 
@@ -320,7 +332,7 @@ class Sink:
                 continue
             key = message.key() or b""
             outbox_id, attempt = envelope.outbox_id, envelope.attempt
-            batch.keys[outbox_id] = key.decode("utf-8", "replace")
+            batch.messages[outbox_id] = message
             handler = self._handlers.get(envelope.biz_type)
             if handler is None:
                 text = f"no handler for biz_type {envelope.biz_type!r}: known are {', '.join(sorted(self._handlers))}"
@@ -373,12 +385,29 @@ class Sink:
                 topic=message.topic(),
                 partition=message.partition(),
                 offset=message.offset(),
+                **_named(message),
             )
         if held:
             _log.info("messages_held", messages=held)
-        self._count_failures(result, batch.keys)
+        self._count_failures(result, batch.messages)
 
-    def _count_failures(self, result: Result, keys: Mapping[int, str]) -> None:
+    def _trace(self, tracing: Tracing, result: Result, batch: Batch, began: int) -> None:
+        """Let each message's trace know what became of it, from the taking of its batch to now."""
+        failures = {failure.outbox_id: failure for failure in result.failures}
+        outcomes = {outcome.outbox_id: outcome.what for outcome in result.outcomes}
+        for outbox_id, message in batch.messages.items():
+            headers = headers_of(message)
+            if not headers:
+                continue
+            topic = message.topic() or ""
+            subject = Subject(outbox_id, topic, _key(message), headers, message.partition(), message.offset())
+            failure = failures.get(outbox_id)
+            if failure is not None:
+                tracing.failed(subject, began, self._options.group_id, failure.reason, failure.error)
+            else:
+                tracing.processed(subject, began, self._options.group_id, outcomes.get(outbox_id, ""))
+
+    def _count_failures(self, result: Result, messages: Mapping[int, Message]) -> None:
         settled = {row.outbox_id: row for row in result.settled}
         for failure in result.failures:
             # Taken out: a second copy of the same message changed nothing.
@@ -393,11 +422,19 @@ class Sink:
             _log.warning(
                 "message_dead" if row.dead else "retry_scheduled",
                 outbox_id=failure.outbox_id,
-                key=keys.get(failure.outbox_id),
+                **_named(messages[failure.outbox_id]),
                 attempt=failure.attempt,
                 error=failure.error,
                 due_in_seconds=row.due_in,
             )
+
+
+def _named(message: Message) -> dict[str, str]:
+    return named(_key(message), headers_of(message))
+
+
+def _key(message: Message) -> str:
+    return (message.key() or b"").decode("utf-8", "replace")
 
 
 def _values(handler: Handler, payload: object) -> Sequence[object]:

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from connector.kafka.admin import Admin, GroupMember, GroupState, TopicState
 from connector.kafka.clients import Kafka
 from connector.kafka.dead_letters import DeadLetters, DeadLetterUndelivered
-from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, size_of
+from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, headers_of, size_of
 from connector.kafka.letter_box import Letter, LetterBox
 from connector.kafka.log_scan import LogScan, Partition, Record
 from connector.kafka.options import option_problems
@@ -39,6 +39,7 @@ __all__ = [
     "Subscription",
     "TopicState",
     "fate_of",
+    "headers_of",
     "option_problems",
     "size_of",
 ]

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import psycopg
 from psycopg import errors
 
-from connector.errors import EnvelopeError, ServiceUnavailable, SetupRequired
+from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka import Admin, Kafka, KafkaException, LogScan
 from connector.ops.awaited import before
 from connector.ops.database import open_database
@@ -27,7 +27,7 @@ from connector.ops.reconcile.id_set import IdSet
 from connector.ops.reconcile.progress import Phase, Progress, load, save
 from connector.ops.reconcile.report import Report, Sample
 from connector.ops.reconcile.retention import CLOCK_SKEW_SECONDS, Retention
-from connector.outbox import Status, decode_envelope
+from connector.outbox import Status, outbox_id_of
 from connector.store.comparison import Comparison, Message, Straggler
 from connector.store.connections import describe, is_conflict
 from connector.store.queries import Tables
@@ -35,7 +35,6 @@ from connector.store.queries import Tables
 _SAVE_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 1.0
 _AT_ONCE: Final = 1_000
-_OPENING: Final = b'{"outbox_id":'
 _IN_KAFKA: Final = frozenset({Status.PUBLISHED, Status.CONSUMED})
 
 T = TypeVar("T")
@@ -259,7 +258,7 @@ class Reconciliation:
             progress.stretches = {place: (starts[place], end) for place, (_, end) in ranges.items()}
         for records in scan.read(progress.stretches):
             for record in records:
-                outbox_id = _outbox_id(record.value)
+                outbox_id = outbox_id_of(record.value)
                 if outbox_id is None:
                     continue
                 if not progress.seen.add(outbox_id):
@@ -340,17 +339,6 @@ class Reconciliation:
             yield f"{progress.order.beyond:,} of the reordered messages were only counted: there are too many"
         if not self._comparison.history_is_indexed:
             yield "history has no index on outbox_id: run `outbox-connector setup`, or this takes very long"
-
-
-def _outbox_id(value: bytes | None) -> int | None:
-    if value is not None and value.startswith(_OPENING):
-        digits = value[len(_OPENING) : value.find(b",", len(_OPENING), 40)]
-        if digits.isdigit():
-            return int(digits)
-    try:
-        return decode_envelope(value).outbox_id
-    except EnvelopeError:
-        return None
 
 
 def _batches(things: Iterable[T]) -> Iterator[list[T]]:
