@@ -40,6 +40,22 @@ def index_name(table: Table, suffix: str) -> str:
     return f"{table.name}_{suffix}"
 
 
+def _identifier(*names: str) -> sql.Composable:
+    """Quote a name so that no per cent sign is left in it: psycopg would take that for a placeholder."""
+    if not any("%" in name for name in names):
+        return sql.Identifier(*names)
+    escaped = (name.replace("\\", "\\\\").replace('"', '""').replace("%", "\\0025") for name in names)
+    return sql.SQL(".".join(f'U&"{name}"' for name in escaped))  # quoted above
+
+
+def _literal(text: str) -> sql.Composable:
+    """Quote a text in the same manner."""
+    if "%" not in text:
+        return sql.Literal(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "''").replace("%", "\\045")
+    return sql.SQL(f"E'{escaped}'")  # quoted above
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The tables of one outbox, and everything that is named after them."""
@@ -51,21 +67,21 @@ class Tables:
         """Return each placeholder of the SQL files with its quoted identifier."""
         schema = self.outbox.schema
         names: dict[str, sql.Composable] = {
-            "outbox": sql.Identifier(schema, self.outbox.name),
-            "outbox_name": sql.Literal(str(self.outbox)),
-            "history": sql.Identifier(self.history.schema, self.history.name),
-            "history_name": sql.Literal(str(self.history)),
-            "enqueue": sql.Identifier(schema, "outbox_enqueue"),
-            "slot_progress": sql.Identifier(schema, "outbox_connector_slots"),
-            "sink_offsets": sql.Identifier(schema, "outbox_connector_offsets"),
-            "migrations": sql.Identifier(schema, "outbox_connector_migrations"),
-            "redrives": sql.Identifier(schema, "outbox_connector_redrives"),
-            "outbox_schema": sql.Identifier(schema),
-            "history_schema": sql.Identifier(self.history.schema),
-            "history_outbox_id_key": sql.Identifier(index_name(self.history, "outbox_id_key")),
+            "outbox": _identifier(schema, self.outbox.name),
+            "outbox_name": _literal(str(self.outbox)),
+            "history": _identifier(self.history.schema, self.history.name),
+            "history_name": _literal(str(self.history)),
+            "enqueue": _identifier(schema, "outbox_enqueue"),
+            "slot_progress": _identifier(schema, "outbox_connector_slots"),
+            "sink_offsets": _identifier(schema, "outbox_connector_offsets"),
+            "migrations": _identifier(schema, "outbox_connector_migrations"),
+            "redrives": _identifier(schema, "outbox_connector_redrives"),
+            "outbox_schema": _identifier(schema),
+            "history_schema": _identifier(self.history.schema),
+            "history_outbox_id_key": _identifier(index_name(self.history, "outbox_id_key")),
         }
         for suffix in ("pending_idx", "published_idx", "due_idx", "unsettled_idx", "dead_idx"):
-            names[f"outbox_{suffix}"] = sql.Identifier(index_name(self.outbox, suffix))
+            names[f"outbox_{suffix}"] = _identifier(index_name(self.outbox, suffix))
         return names
 
     def compose(self, text: str, **more: sql.Composable) -> sql.Composed:

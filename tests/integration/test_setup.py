@@ -236,13 +236,6 @@ def test_an_index_that_is_not_there_is_built_while_everybody_writes(
         assert not any("built index" in line for line in set_up(connector_env))
 
 
-def test_a_name_that_the_driver_would_misread_is_refused(connector_env: dict[str, str]) -> None:
-    """A per cent sign in a table's name is a matter of configuration: exit 78, by the variable's name."""
-    process = Process("setup", env=connector_env | {"CONNECTOR_OUTBOX_TABLE": '"50% off"'}).start()
-    assert process.wait(20) == 78
-    assert "CONNECTOR_OUTBOX_TABLE" in process.stderr
-
-
 def test_a_publication_that_somebody_altered_is_mended(database: Database, connector_env: dict[str, str]) -> None:
     """Other operations, other columns, no filter, no table: `setup` gives back what the reader needs."""
     set_up(connector_env)
