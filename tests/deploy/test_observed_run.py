@@ -188,7 +188,7 @@ def no_connections(database: Database) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_every_alert_fires_at_its_fault_and_every_panel_has_something_to_show(
     database: Database, durable_own_kafka: Kafka, own_topic: str, tmp_path: Path
 ) -> None:
