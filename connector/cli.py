@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_redrive(commands)
     _add_prune(commands)
     _add_reconcile(commands)
+    _add_console(commands)
     _add_demo(commands)
 
     return parser
@@ -688,6 +690,44 @@ def _utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("is not UTF-8") from None
     return text
+
+
+# --- the console -----------------------------------------------------------------------------------------------------
+
+
+def _add_console(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    console = commands.add_parser(
+        "console",
+        help="serve a web page that shows the pipeline, finds messages and, with a token, redrives dead ones",
+        description="Serves a web page on CONNECTOR_CONSOLE_HOST (127.0.0.1) and CONNECTOR_HTTP_PORT (8080) until"
+        " stopped. It is read-only unless CONNECTOR_CONSOLE_TOKEN is set.",
+    )
+    console.set_defaults(command=_console)
+
+
+def _console(_: argparse.Namespace) -> int:
+    settings = _settings(_BOTH)
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        raise ConfigurationError(
+            [f"the console needs {' and '.join(missing)}, not installed here: pip install 'outbox-connector[console]'"]
+        )
+    from connector.console.server import Console, ConsoleOptions
+
+    console = Console(
+        ConsoleOptions(
+            status=_status_options(settings),
+            host=settings.console_host,
+            port=settings.http_port,
+            token=settings.console_token,
+            shutdown_seconds=settings.shutdown_seconds,
+        )
+    )
+    on_signal = _stopper(console.stop, settings.shutdown_seconds)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    console.run()
+    get_logger("cli").info("stopped")
+    return DONE
 
 
 # --- the demo --------------------------------------------------------------------------------------------------------

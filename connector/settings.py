@@ -74,6 +74,7 @@ _LIBPQ_PHRASES = (
     "unexpected character",
 )
 _LONGEST_FILE = 1 << 20
+_SHORTEST_TOKEN = 16
 
 
 def parse_table(text: str) -> Table:
@@ -159,6 +160,12 @@ def _brokers(text: str) -> str:
 def _slot(text: str) -> str:
     if not _SLOT.fullmatch(text):
         raise ValueError("is not a name PostgreSQL allows for a slot")
+    return text
+
+
+def _token(text: str) -> str:
+    if text and (len(text) < _SHORTEST_TOKEN or not text.isascii() or not text.isprintable() or " " in text):
+        raise ValueError("is too short, or holds more than plain characters")
     return text
 
 
@@ -271,8 +278,19 @@ class Settings(BaseSettings):
     )
     http_port: Annotated[int, Field(ge=0, le=65535)] = _setting(
         8080,
-        "`/livez`, `/readyz` and `/metrics`; 0 takes a free port and logs it",
+        "`/livez`, `/readyz` and `/metrics`, or the console's page; 0 takes a free port and logs it",
         "a port from 0 to 65535",
+    )
+    console_host: Annotated[str, Field(max_length=253)] = _setting(
+        "127.0.0.1",
+        "the address that the console is served on: payloads can be read there, so this machine's own by default",
+        "an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them",
+    )
+    console_token: Annotated[str, AfterValidator(_token)] = _setting(
+        "",
+        "lets whoever knows it redrive messages from the console; without it the console only shows",
+        "16 characters or more, such as the output of `openssl rand -hex 16`",
+        secret=True,
     )
     shutdown_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _setting(
         25.0,
@@ -335,7 +353,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """List every secret value in these settings, longest first, as written and as decoded, for redaction."""
-        found = {self.libpq_password}
+        found = {self.libpq_password, self.console_token}
         for url in (self.database_url, self.replication_url):
             found.update(_conninfo_secrets(url))
         for options in (self.kafka_options, self.producer_options, self.consumer_options):

@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from connector.kafka.admin import Admin, GroupMember, GroupState, TopicState
 from connector.kafka.clients import Kafka
+from connector.kafka.copies import Copies, Copy, find_copies
 from connector.kafka.dead_letters import DeadLetters, DeadLetterUndelivered
 from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, headers_of, size_of
 from connector.kafka.letter_box import Letter, LetterBox
@@ -20,6 +21,8 @@ from connector.kafka.subscription import Subscription
 __all__ = [
     "LARGEST_MESSAGE",
     "Admin",
+    "Copies",
+    "Copy",
     "DeadLetterUndelivered",
     "DeadLetters",
     "Fate",
@@ -39,6 +42,7 @@ __all__ = [
     "Subscription",
     "TopicState",
     "fate_of",
+    "find_copies",
     "headers_of",
     "option_problems",
     "size_of",

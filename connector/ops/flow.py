@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import psycopg
 
 from connector.observability.logs import redact
+from connector.ops.consumer_lag import PartitionLag
 from connector.ops.rates import Rate
 from connector.ops.status import Snapshot, Status, StatusOptions, told
 from connector.store.gauges import EXACT_BELOW_BYTES, Death, Latency, Retries
@@ -68,42 +69,50 @@ class Flow:
         snapshot = self._status.look(EXACT_BELOW_BYTES)
         now = time.monotonic()
         gauges = self._status.gauges
-        retries = latency = enqueued = None
+        latest_id = retries = latency = None
         deaths: Sequence[Death] = ()
         problems = snapshot.problems
         if snapshot.outbox is not None:
             try:
-                enqueued = self.enqueued.add(now, gauges.latest_id())
+                latest_id = gauges.latest_id()
                 retries = gauges.retries()
                 latency = gauges.latency(LATENCY_SECONDS)
                 if snapshot.outbox["dead"]:
                     deaths = gauges.deaths(_DEATHS)
             except psycopg.Error as error:
                 problems = (*problems, redact(told(error)))
-        if enqueued is None:
-            self.enqueued.forget()
-        published, stored = self._through_kafka(snapshot, now)
+        partitions = None if snapshot.consumer.lag is None else snapshot.consumer.partitions
         return Look(
             at=time.time(),
             snapshot=_with_problems(snapshot, problems),
-            enqueued=enqueued,
-            published=published,
-            stored=stored,
+            enqueued=_rate(self.enqueued, now, latest_id),
+            published=_rate(self.published, now, _sum(partitions, _end)),
+            stored=_rate(self.stored, now, _sum(partitions, _read)),
             retries=retries,
             latency=latency,
             deaths=deaths,
         )
 
-    def _through_kafka(self, snapshot: Snapshot, now: float) -> tuple[float | None, float | None]:
-        partitions = snapshot.consumer.partitions
-        if snapshot.consumer.lag is None:
-            self.published.forget()
-            self.stored.forget()
-            return None, None
-        return (
-            self.published.add(now, sum(partition.end for partition in partitions)),
-            self.stored.add(now, sum(max(partition.first, partition.committed or 0) for partition in partitions)),
-        )
+
+def _rate(rate: Rate, now: float, count: int | None) -> float | None:
+    """Note a count; one that is not known makes the rate start anew."""
+    if count is None:
+        rate.forget()
+        return None
+    a_second = rate.add(now, count)
+    return a_second if rate.known else None
+
+
+def _sum(partitions: Sequence[PartitionLag] | None, offset: Callable[[PartitionLag], int]) -> int | None:
+    return None if partitions is None else sum(map(offset, partitions))
+
+
+def _end(partition: PartitionLag) -> int:
+    return partition.end
+
+
+def _read(partition: PartitionLag) -> int:
+    return max(partition.first, partition.committed or 0)
 
 
 def _with_problems(snapshot: Snapshot, problems: tuple[str, ...]) -> Snapshot:

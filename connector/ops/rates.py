@@ -28,6 +28,11 @@ class Rate:
         (then, before), passed = self._points[0], moment - self._points[0][0]
         return max(0.0, (count - before) / passed) if then < moment else 0.0
 
+    @property
+    def known(self) -> bool:
+        """Whether there were two counts to tell a rate from."""
+        return len(self._points) > 1
+
     def forget(self) -> None:
         """Start anew: the counter could not be read for a while."""
         self._points.clear()

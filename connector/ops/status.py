@@ -181,8 +181,13 @@ class Status:
 
 def as_json(snapshot: Snapshot) -> str:
     """Return a snapshot as one line of JSON."""
+    return json.dumps(as_document(snapshot), ensure_ascii=False)
+
+
+def as_document(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what a snapshot's JSON says."""
     slot, consumer = snapshot.slot, snapshot.consumer
-    document: dict[str, Any] = {
+    return {
         "outbox": snapshot.outbox,
         "outbox_exact": snapshot.outbox_exact,
         "oldest_unconsumed_age_seconds": snapshot.oldest_unconsumed_age_seconds,
@@ -204,7 +209,6 @@ def as_json(snapshot: Snapshot) -> str:
             ],
         },
     }
-    return json.dumps(document, ensure_ascii=False)
 
 
 def as_lines(snapshot: Snapshot) -> list[str]:

@@ -1,0 +1,11 @@
+// Starts the parts of the page.
+
+import { startDead } from "./dead.js";
+import { startSearch } from "./messages.js";
+import { follow } from "./pipeline.js";
+import { startRedrive } from "./redrive.js";
+
+startRedrive();
+startSearch();
+follow();
+startDead();
