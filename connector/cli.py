@@ -712,10 +712,13 @@ def _console(_: argparse.Namespace) -> int:
             [f"the console needs {' and '.join(missing)}, not installed here: pip install 'outbox-connector[console]'"]
         )
     from connector.console.server import Console, ConsoleOptions
+    from connector.ops.redrive import who
 
     console = Console(
         ConsoleOptions(
             status=_status_options(settings),
+            stored_types=tuple(_in_history()),
+            operator=who(settings.group_instance_id),
             host=settings.console_host,
             port=settings.http_port,
             token=settings.console_token,

@@ -26,7 +26,6 @@ from connector.errors import ServiceUnavailable
 from connector.kafka import KafkaException
 from connector.observability.health import Health
 from connector.observability.logs import get_logger, redact
-from connector.ops.redrive import who
 from connector.ops.status import as_document, told
 
 _MEDIA_TYPES: Final = {
@@ -68,9 +67,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON is anything
     return value
 
 
-def make_app(sampler: Sampler, questions: Questions, health: Health, token: str, *, local_only: bool) -> ASGIApp:
-    """Return the application; without a token nothing can be changed by it."""
-    pages = _Pages(sampler, questions, health, token)
+def make_app(
+    sampler: Sampler, questions: Questions, health: Health, token: str, operator: str, *, local_only: bool
+) -> ASGIApp:
+    """Return the application; without a token nothing can be changed by it, with one by `operator`."""
+    pages = _Pages(sampler, questions, token, operator)
     routes = [
         *_static(),
         Route("/livez", lambda _: _verdict(health.liveness())),
@@ -81,6 +82,8 @@ def make_app(sampler: Sampler, questions: Questions, health: Health, token: str,
         Route("/api/messages/{id}/copies", pages.copies),
         Route("/api/dead", pages.dead),
         Route("/api/dead/rows", pages.dead_rows),
+        Route("/api/proof", pages.last_proof),
+        Route("/api/proof", pages.prove, methods=["POST"]),
         Route("/api/redrive", pages.redrive, methods=["POST"]),
     ]
     app = Starlette(
@@ -142,11 +145,11 @@ def _defect(_: Request, _error: Exception) -> Response:
 class _Pages:
     """The answers under /api."""
 
-    def __init__(self, sampler: Sampler, questions: Questions, health: Health, token: str) -> None:
+    def __init__(self, sampler: Sampler, questions: Questions, token: str, operator: str) -> None:
         self._sampler = sampler
         self._questions = questions
-        self._health = health
         self._token = token
+        self._operator = operator
 
     def pipeline(self, request: Request) -> Response:
         looks = self._sampler.since(_number(request, "after") or 0)
@@ -186,11 +189,19 @@ class _Pages:
         reason = request.query_params.get("reason", "")[:_LONGEST_QUERY]
         return Json({"rows": self._questions.dead_of_reason(reason, _text(request, "biz_type"))})
 
+    def last_proof(self, _: Request) -> Response:
+        return Json({"proof": self._questions.last_proof})
+
+    async def prove(self, request: Request) -> Response:
+        # No other site can make a browser say that it sends JSON.
+        await _body(request)
+        return Json({"proof": await run_in_threadpool(self._questions.prove)})
+
     async def redrive(self, request: Request) -> Response:
         await self._authorize(request)
         ids, reason = _redrive_of(await _body(request))
         client = request.client.host if request.client else "an unknown address"
-        by = f"{who()}, console, for {client}"
+        by = f"{self._operator}, console, for {client}"
         moved = await run_in_threadpool(self._questions.redrive, ids, by, reason)
         _log.warning("redriven_from_console", asked=len(ids), moved=moved, by=by, reason=reason)
         return Json({"moved": moved})

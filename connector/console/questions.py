@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 import psycopg
 
 from connector.kafka import Copies, Kafka, find_copies
 from connector.store.bookkeeping import Connection
+from connector.store.comparison import Comparison
 from connector.store.connections import connect, is_conflict
 from connector.store.messages import DeadGroup, Found, Life, Messages, Page
 from connector.store.queries import Tables
@@ -21,11 +23,34 @@ MOST_ROWS: Final = 500
 """So many dead rows of a group are listed, and can be put back at once."""
 
 _AT_ONCE: Final = 4
+_PROVED_IDS: Final = 10_000
+_PROVED_AT_ONCE: Final = 1_000
+_PROOF_HOLDS_SECONDS: Final = 5.0
+_MOST_SAMPLES: Final = 20
 _ANSWER_SECONDS: Final = 5
 # A copy carries its producer's clock, and the mark follows the acknowledgement.
 _SECONDS_AFTER_CREATION: Final = 10.0
 _SECONDS_BEFORE_MARK: Final = 20.0
 _CLOCKS_DIFFER: Final = 2.0
+
+
+class Unproved(NamedTuple):
+    """A message that outbox and history do not agree on: `why` is missing, duplicated or differing."""
+
+    id: int
+    why: str
+
+
+class ProofResult(NamedTuple):
+    """What a comparison of outbox and history found, `at` in seconds since 1970; `unsettled` are on their way."""
+
+    at: float
+    seconds: float
+    first_id: int
+    last_id: int
+    unsettled: int
+    damaged: int
+    samples: Sequence[Unproved]
 
 
 class Busy(Exception):
@@ -35,12 +60,18 @@ class Busy(Exception):
 class Questions:
     """Each question has a connection of its own, so that none outlives an outage; safe to use from any thread."""
 
-    def __init__(self, database_url: str, kafka: Kafka, tables: Tables, group_id: str) -> None:
-        """Remember whom to ask."""
+    def __init__(
+        self, database_url: str, kafka: Kafka, tables: Tables, group_id: str, stored_types: Sequence[str]
+    ) -> None:
+        """Remember whom to ask; `stored_types` are the values of `biz_type` that are stored in history."""
         self._database_url = database_url
         self._kafka = kafka
         self._tables = tables
         self._group_id = group_id
+        self._stored_types = stored_types
+        self._proving = threading.Lock()
+        self.last_proof: ProofResult | None = None
+        """The latest comparison of outbox and history, whoever asked for it."""
         self._room = threading.BoundedSemaphore(_AT_ONCE)
 
     @contextmanager
@@ -111,6 +142,38 @@ class Questions:
             times.append((message.published - _SECONDS_BEFORE_MARK, message.published + _CLOCKS_DIFFER))
         with self._turn():
             return find_copies(self._kafka, f"{self._group_id}-console", message.topic, outbox_id, times)
+
+    def prove(self) -> ProofResult:
+        """Compare the latest messages with history, once at a time and not again within some seconds."""
+        with self._proving:
+            last = self.last_proof
+            if last is not None and time.time() < last.at + _PROOF_HOLDS_SECONDS:
+                return last
+            with self._connection() as connection:
+                self.last_proof = self._compare(Comparison(connection, self._tables))
+            return self.last_proof
+
+    def _compare(self, comparison: Comparison) -> ProofResult:
+        began = time.time()
+        last = comparison.last_id()
+        first = after = max(0, last - _PROVED_IDS)
+        found: dict[int, str] = {}
+        while after < last:
+            end, unproved = comparison.unproved([], after, last, _PROVED_AT_ONCE, self._stored_types)
+            found |= unproved
+            if end is None:
+                break
+            after = end
+        damaged = {outbox_id: why for outbox_id, why in found.items() if why != "unsettled"}
+        return ProofResult(
+            at=began,
+            seconds=time.time() - began,
+            first_id=first + 1,
+            last_id=last,
+            unsettled=len(found) - len(damaged),
+            damaged=len(damaged),
+            samples=[Unproved(outbox_id, why) for outbox_id, why in sorted(damaged.items())[:_MOST_SAMPLES]],
+        )
 
     def redrive(self, ids: Sequence[int], by: str, reason: str | None) -> int:
         """Put those of up to `MOST_ROWS` rows back that are dead, all in one transaction; return how many."""

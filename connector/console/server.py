@@ -29,9 +29,14 @@ _log = get_logger("console")
 
 @dataclass(frozen=True, slots=True)
 class ConsoleOptions:
-    """What the console is told by the settings; without a token it is read-only."""
+    """What the console is told by the settings; without a token it is read-only.
+
+    `stored_types` are the values of `biz_type` that are stored in history; `operator` is who redrives, for the record.
+    """
 
     status: StatusOptions
+    stored_types: tuple[str, ...]
+    operator: str
     host: str
     port: int
     token: str
@@ -58,10 +63,15 @@ class Console:
         status = options.status
         self._flow = Flow(status)
         self._sampler = Sampler(self._flow.look, health)
-        questions = Questions(status.database_url, status.kafka, status.tables, status.group_id)
+        questions = Questions(status.database_url, status.kafka, status.tables, status.group_id, options.stored_types)
         self._socket = _listen(options.host, options.port)
         app = make_app(
-            self._sampler, questions, health, options.token, local_only=_is_loopback(self._socket.getsockname()[0])
+            self._sampler,
+            questions,
+            health,
+            options.token,
+            options.operator,
+            local_only=_is_loopback(self._socket.getsockname()[0]),
         )
         self._server = _Server(
             uvicorn.Config(

@@ -247,6 +247,28 @@ def test_watching_reads_a_bounded_number_of_rows(
     check(plan_of(session, TABLES.query("gauges", name).as_string(session), arguments), index)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "index"),
+    [
+        ("message", {"id": 17, "longest": 100}, PRIMARY),
+        ("waits_for", {"id": ROWS, "key": "key-4", "topic": "topic"}, UNSETTLED),
+        ("of_key", {"before": ROWS, "rows": 5_000, "key": "key-1", "limit": 50}, PRIMARY),
+        ("looked_down_to", {"before": ROWS, "rows": 5_000}, PRIMARY),
+        ("unsettled_of_key", {"key": "key-4", "limit": 50}, UNSETTLED),
+        ("dead_of_key", {"key": "key-3", "rows": 1_000, "limit": 50}, DEAD),
+        ("dead_by_reason", {"rows": 1_000, "limit": 100}, DEAD),
+        ("dead_of_reason", {"rows": 1_000, "limit": 100, "reason": "", "biz_type": "chat_history_persist"}, DEAD),
+    ],
+)
+def test_the_console_asks_no_more_than_it_shows(
+    session: Connection, name: str, arguments: dict[str, Any], index: str
+) -> None:
+    """Each question of the console is answered from an index, by a number of rows that has a bound."""
+    reason = TABLES.query("console", "reason")
+    more: dict[str, Any] = {"reason": reason} if name.startswith("dead_") and name != "dead_of_key" else {}
+    check(plan_of(session, TABLES.query("console", name, **more).as_string(session), arguments), index)
+
+
 def test_the_estimate_of_all_rows_reads_no_row(session: Connection) -> None:
     """`estimate_all_rows` asks the catalog, and is right within a few per cent."""
     statement = TABLES.query("gauges", "estimate_all_rows")

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol over a pair of pipes, so that nothing else has to be installed."""
+"""A headless Chromium, driven by the DevTools protocol over two pipes, so that nothing else has to be installed."""
 
 from __future__ import annotations
 

@@ -3,9 +3,11 @@
 import { startDead } from "./dead.js";
 import { startSearch } from "./messages.js";
 import { follow } from "./pipeline.js";
+import { startProof } from "./proof.js";
 import { startRedrive } from "./redrive.js";
 
 startRedrive();
 startSearch();
 follow();
 startDead();
+startProof();
