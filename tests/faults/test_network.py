@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from connector.replication import ReplicationConnection
+from connector.store.connections import connect
 from tests.faults.pipeline import Pipeline
 from tests.integration.scenario import metric, readiness
 from tests.services import Database, Kafka, Process, TcpProxy, eventually
@@ -89,3 +94,29 @@ def test_the_network_to_kafka_may_fail_in_any_way(through_kafka: tuple[Pipeline,
     """Both processes say that Kafka is away, stay alive, and go on by themselves; no retry is spent."""
     reader, _ = _survive(*through_kafka, fault)
     assert metric(reader, "publish_failures_total") == 0
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "replication"])
+def test_a_peer_that_is_gone_without_a_word_is_noticed_within_half_a_minute(database: Database, kind: str) -> None:
+    """The kernel is told how long to wait, on a connection with something on its way, and on an idle one."""
+    with ExitStack() as stack:
+        fileno = (
+            stack.enter_context(connect(database.url, name="test")).fileno()
+            if kind == "ordinary"
+            else stack.enter_context(closing(ReplicationConnection.open(database.url))).fileno()
+        )
+        side = stack.enter_context(socket.socket(fileno=os.dup(fileno)))
+        idle = side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        probes = side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+        between = side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+        assert side.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert idle + probes * between <= 30
+        assert 0 < side.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
+
+
+def test_the_url_may_say_how_soon_a_lost_peer_is_noticed(database: Database) -> None:
+    """What an operator writes into the URL wins over what the connector would choose."""
+    with connect(f"{database.url}?tcp_user_timeout=4000", name="test") as connection:
+        with socket.socket(fileno=os.dup(connection.fileno())) as side:
+            assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4000
+            assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10

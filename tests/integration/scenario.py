@@ -45,7 +45,8 @@ def enqueue_many(connection: Connection, topic: str, rows: int, keys: int = 20, 
     """Insert many rows in one transaction, their keys in turn; `number` counts on from the rows that are there."""
     connection.execute(
         f"insert into {OUTBOX} (biz_type, topic, message_key, payload)"
-        f" select 'chat_history_persist', %s, 'key-' || n %% %s, jsonb_build_object('number', base + n, 'text',"
+        f" select 'chat_history_persist', %s, 'key-' || n %% %s,"
+        "         jsonb_build_object('number', base + n, 'user_id', n, 'chat_id', 'a chat', 'message_content',"
         "         (select string_agg(md5(n::text || part), '') from generate_series(1, greatest(1, %s / 32)) as part))"
         f"   from (select coalesce(max(id), 0) as base from {OUTBOX}) as b, generate_series(1, %s) as n",
         [topic, keys, bytes_each, rows],
