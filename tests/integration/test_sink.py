@@ -704,6 +704,12 @@ FORBIDDEN = {
         "select from outbox_connector_slots",
         "create table public.mine ()",
         "alter table agent_outbox_messages add column mine int",
+        "delete from outbox_connector_offsets",
+        "select pg_create_logical_replication_slot('mine', 'pgoutput')",
+        "select from outbox_connector_redrives",
+        "create publication mine",
+        "copy (select 1) to program 'true'",
+        "alter system set wal_level = minimal",
     ],
     "outbox_reader": [
         "select from chat_histories",
@@ -716,6 +722,9 @@ FORBIDDEN = {
         "delete from outbox_connector_slots",
         "create table public.mine ()",
         "create publication mine for all tables",
+        "select from outbox_connector_offsets",
+        "select from outbox_connector_redrives",
+        "copy chat_histories to program 'true'",
     ],
 }
 
