@@ -116,7 +116,7 @@ def test_a_peer_that_is_gone_without_a_word_is_noticed_within_half_a_minute(data
 
 def test_the_url_may_say_how_soon_a_lost_peer_is_noticed(database: Database) -> None:
     """What an operator writes into the URL wins over what the connector would choose."""
-    with connect(f"{database.url}?tcp_user_timeout=4000", name="test") as connection:
-        with socket.socket(fileno=os.dup(connection.fileno())) as side:
-            assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4000
-            assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+    url = f"{database.url}?tcp_user_timeout=4000"
+    with connect(url, name="test") as connection, socket.socket(fileno=os.dup(connection.fileno())) as side:
+        assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4000
+        assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10

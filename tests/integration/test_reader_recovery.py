@@ -128,23 +128,30 @@ def test_whatever_was_done_to_the_slot_while_no_reader_ran_no_row_is_lost(  # no
     assert not catch_up_owed(app)
 
 
-def test_a_slot_that_is_dropped_under_a_running_reader_is_made_again(
-    app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
+@pytest.mark.parametrize("trouble", [_drop, _recreate, _advance])
+def test_a_slot_that_is_taken_from_a_running_reader_loses_nothing(  # noqa: PLR0917 - fixtures
+    app: Connection,
+    connector: Start,
+    connector_env: dict[str, str],
+    tap: Tap,
+    topic: str,
+    trouble: Callable[[Connection, str], None],
 ) -> None:
-    """Ended and dropped by an operator while it streams, the reader makes a new slot and loses nothing."""
+    """Ended by an operator who does something to the slot, the reader notices, catches up, and goes on."""
     reader = is_streaming(connector("reader"))
     ids = some(app, topic)
     tap.has(ids)
 
-    def dropped() -> bool:
+    def done() -> bool:
         slot = slot_of(connector_env)
         app.execute("select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s", [slot])
-        _drop(app, slot)
+        ids.extend(enqueue(app, topic, KEYS[0], 99))
+        trouble(app, slot)
         return True
 
-    eventually(dropped, what="dropping the slot", ignoring=(psycopg.errors.ObjectInUse,))
+    eventually(done, what="the trouble with the slot", ignoring=(psycopg.errors.ObjectInUse,))
     ids += some(app, topic)
-    reader.wait_for_log("slot_made")
+    reader.wait_for_log("slot_made" if trouble is _drop else "catch_up_owed")
     ids += some(app, topic)
     tap.has(ids)
     all_published(app)
