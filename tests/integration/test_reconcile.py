@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def all_consumed(connection: Connection, within: float = 60) -> None:
 def reconciled(connector: Start, *arguments: str, code: int | None = None, **variables: str) -> Any:
     """Run `reconcile --json`, hold its exit code against its verdict, and return its document."""
     process = connector("reconcile", "--json", *arguments, **variables)
-    ended = process.wait(60)
+    ended = process.wait(90)
     assert process.stdout, process.stderr
     document = json.loads(process.stdout)
     assert ended == (0 if document["ok"] else 1)
@@ -88,7 +88,7 @@ def remedies() -> dict[str, str]:
 
 
 def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
-    connection: Connection, topic: str, connector: Start
+    connection: Connection, durable_kafka: Kafka, topic: str, connector: Start
 ) -> None:
     """Damage of every kind, planted by hand, is named by its ids and nothing else is; the guide mends all of it."""
     reader, sink = is_streaming(connector("reader")), connector("sink")
@@ -162,10 +162,10 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
 
 
 def test_what_kafka_no_longer_holds_is_not_called_missing(
-    connection: Connection, kafka: Kafka, topic: str, connector: Start
+    connection: Connection, durable_kafka: Kafka, topic: str, connector: Start
 ) -> None:
     """Once the log is cut, a note counts what cannot be proved; what came after the cut still has to be there."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": durable_kafka.bootstrap_servers, "log_level": 0})
     is_streaming(connector("reader"))
     connector("sink")
     old = enqueue(connection, topic, "a", 3)
@@ -221,7 +221,7 @@ def busy(database: Database, topic: str) -> Iterator[threading.Event]:
 
 
 def test_nothing_is_named_while_the_pipeline_is_busy(
-    connection: Connection, database: Database, topic: str, connector: Start
+    connection: Connection, database: Database, durable_kafka: Kafka, topic: str, connector: Start
 ) -> None:
     """With messages in flight, in retry and held, and writers of one key that overlap, nothing is taken for damage."""
     connection.execute("create table agent_chats (chat_id varchar(36) primary key)")
@@ -278,12 +278,13 @@ MEMORY_LIMIT_MB = 130
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes_on(
-    connection: Connection, kafka: Kafka, topic: str, connector: Start, tmp_path: Path
+    connection: Connection, durable_kafka: Kafka, topic: str, connector: Start, tmp_path: Path
 ) -> None:
     """300,000 messages take little memory; stopped on its way, it goes on from there and finds what is wrong."""
     rows = 300_000
-    stored_and_sent(connection, kafka, topic, rows)
+    stored_and_sent(connection, durable_kafka, topic, rows)
     connection.execute(f"delete from {HISTORY} where outbox_id in (7, %s)", [rows - 7])
     state = tmp_path / "state"
     first = connector("reconcile", "--state", str(state), "--rate", "30000")
@@ -296,11 +297,11 @@ def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes
 
     largest = 0.0
     second = connector("reconcile", "--json", "--state", str(state))
+    pause = threading.Event()
     while second.returncode is None:
-        try:
+        with suppress(psutil.NoSuchProcess):
             largest = max(largest, second.rss_mb)
-        except psutil.NoSuchProcess:
-            break
+        pause.wait(0.05)
     assert second.wait() == 1
     document = json.loads(second.stdout)
     assert document["checked"] == rows
