@@ -1,0 +1,229 @@
+"""The console's page in a real browser: what a person sees and does there, and what hostile rows cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.integration.outbox_table import PAYLOAD, OutboxTable
+from tests.integration.scenario import is_streaming, set_up
+from tests.services import Database, Kafka, Process, eventually
+from tests.services.chromium import Chromium
+from tests.services.console import TOKEN, Console
+
+Start = Callable[..., Process]
+
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    "</pre></article>'\"`${document.title='owned'}` javascript:alert(1) \N{RIGHT-TO-LEFT OVERRIDE}reversed \x1b[31m"
+)
+
+ACCESSIBILITY = (Path(__file__).parent / "accessibility.js").read_text("utf-8")
+FOCUSED = "(document.activeElement.id || document.activeElement.textContent)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    """One browser for all the tests of this file."""
+    with Chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def page(browser: Chromium) -> Chromium:
+    """The browser as it is at first, and with nothing noted."""
+    browser.open("about:blank")
+    browser.resize(1280, 900)
+    browser.prefer(color_scheme="light")
+    browser.complaints.clear()
+    browser.requested.clear()
+    return browser
+
+
+@pytest.fixture
+def running(durable_kafka: Kafka, outbox: OutboxTable, connector: Start) -> None:
+    """A reader and a sink that work."""
+    is_streaming(connector("reader"))
+    connector("sink")
+
+
+@pytest.fixture
+def outbox(connector_env: dict[str, str], database: Database) -> Iterator[OutboxTable]:
+    """The tables of a pipeline that is set up, and not running."""
+    set_up(connector_env)
+    table = OutboxTable(database)
+    yield table
+    table.close()
+
+
+@pytest.fixture
+def console(outbox: OutboxTable, connector: Start) -> Console:
+    """A console that has the token."""
+    return Console(connector("console", CONNECTOR_CONSOLE_TOKEN=TOKEN))
+
+
+def shows(page: Chromium, text: str) -> None:
+    """Wait until the page shows a text."""
+    page.wait_for(f"document.body.innerText.includes({text!r})", within=30)
+
+
+def test_a_message_is_followed_through_a_running_pipeline_by_keyboard_alone(
+    outbox: OutboxTable, running: None, topic: str, console: Console, page: Chromium
+) -> None:
+    """The line shows its parts at work; a search from the keyboard tells a message's life up to its row of history."""
+    outbox_id = outbox.new("chat-1", topic)
+    eventually(lambda: outbox.status(outbox_id) == "consumed", within=30, what="the storing of the message")
+    page.open(console.url)
+    page.wait_for("document.querySelectorAll('#stages li').length === 6")
+    shows(page, "reads the slot")
+    shows(page, "1 running")
+    stages = page.run("[...document.querySelectorAll('#stages strong')].map((e) => e.textContent)")
+    assert stages == ["Outbox", "WAL", "Reader", "Kafka", "Sink", "History"]
+    page.wait_for("document.querySelectorAll('svg.chart path').length === 8")
+    assert page.run("document.querySelector('svg.chart').getAttribute('aria-label')").startswith("Rate over the last")
+
+    order = []
+    for _ in range(7):
+        page.press("Tab")
+        order.append(page.run(FOCUSED))
+    assert order == ["Skip to the content", "Pipeline", "Find a message", "Dead messages", "Proof", "what", "Find"]
+    page.run("document.getElementById('what').focus()")
+    page.type(str(outbox_id))
+    page.press("Enter")
+    shows(page, "partition ")
+    life = page.run("document.getElementById('message').innerText")
+    for words in (
+        "created in the outbox",
+        "as attempt 0",
+        "offset 0",
+        "stored and marked consumed",
+        "row 1 of history",
+    ):
+        assert words in life
+    assert PAYLOAD["message_content"] in life
+    assert page.run(FOCUSED) == "message"
+    assert page.run("location.hash") == f"#message/{outbox_id}"
+
+    page.run("document.getElementById('what').select()")
+    page.run("document.getElementById('what').focus()")
+    page.type("chat-1")
+    page.press("Enter")
+    shows(page, "Messages with the key")
+    assert page.run("document.querySelector('#found tbody a').textContent") == f"#{outbox_id}"
+    assert page.complaints == []
+    assert {urlsplit(url).netloc for url in page.requested if url.startswith("http")} == {f"127.0.0.1:{console.port}"}
+
+
+def test_hostile_rows_are_text_and_nothing_else(outbox: OutboxTable, console: Console, page: Chromium) -> None:
+    """Markup, scripts and characters that turn text around, in keys, kinds, errors and payloads, are only shown."""
+    outbox_id = outbox.new(
+        HOSTILE[:120], HOSTILE[:100], {"text": HOSTILE}, status="dead", last_error=HOSTILE, biz_type=HOSTILE[:60]
+    )
+    page.open(f"{console.url}/#message/{outbox_id}")
+    shows(page, "given up: dead")
+    shows(page, "1 dead messages")
+    page.click("#dead-groups button.plain")
+    page.wait_for("document.querySelectorAll('#dead-groups table table').length === 1")
+    page.click("#dead-groups button.danger")
+    page.wait_for("document.getElementById('redrive').open")
+    assert page.run("document.title") == "Outbox connector"
+    assert page.run("document.querySelectorAll('img, main script, body > script').length") == 0
+    assert "onerror=" in page.text()
+    assert "\\u202e" in page.text()
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in page.text()
+    assert page.complaints == []
+    # Not even the page's own script could turn text into markup.
+    refused = page.run("(() => { try { document.body.innerHTML = '<b>x</b>'; return false } catch { return true } })()")
+    assert refused is True
+    inline = "new Promise((done) => { const s = document.createElement('style'); s.textContent = 'main{display:none}';"
+    inline += " document.head.append(s); done(getComputedStyle(document.querySelector('main')).display); })"
+    assert page.run(inline) == "grid"
+
+
+def test_dead_messages_are_put_back_after_a_confirmation_with_the_token(
+    outbox: OutboxTable, console: Console, page: Chromium
+) -> None:
+    """A group is redriven only once its messages were shown, and with the right token; a wrong one is told."""
+    ids = [outbox.new(f"key-{n}", status="dead", last_error=f"row {n} is bad") for n in range(3)]
+    other = outbox.new(status="dead", last_error="other")
+    page.open(console.url)
+    shows(page, "4 dead messages")
+    page.wait_for("document.documentElement.dataset.writable === 'true'")
+    page.click("#dead-groups button.danger")
+    page.wait_for("document.getElementById('redrive').open")
+    shows(page, "3 messages will be put back")
+    assert page.run("document.querySelectorAll('#redrive-rows li').length") == 3
+    assert page.run(FOCUSED) == "redrive-reason"
+    page.type("mended")
+    page.press("Tab")
+    page.type("wrong")
+    page.press("Enter")
+    shows(page, "that is not the token")
+    assert all(outbox.status(outbox_id) == "dead" for outbox_id in ids)
+    page.press("Escape")
+    page.wait_for("!document.getElementById('redrive').open")
+
+    page.click("#dead-groups button.danger")
+    page.wait_for("document.getElementById('redrive').open")
+    page.run("document.getElementById('redrive-token').select()")
+    page.run("document.getElementById('redrive-token').focus()")
+    page.type(TOKEN)
+    page.click("#redrive-do")
+    shows(page, "3 put back.")
+    shows(page, "1 dead messages")
+    assert [outbox.status(outbox_id) for outbox_id in [*ids, other]] == ["pending"] * 3 + ["dead"]
+    # A refused token is an answer like others; the browser notes it all the same.
+    assert [text for text in page.complaints if "401" not in text] == []
+    assert page.run("JSON.stringify([Object.keys(localStorage), Object.keys(sessionStorage), document.cookie])") == (
+        '[[],[],""]'
+    )
+
+
+def test_without_a_token_set_nothing_offers_a_change(outbox: OutboxTable, connector: Start, page: Chromium) -> None:
+    """A console that is read-only says so, and shows no button that would change anything."""
+    outbox_id = outbox.new(status="dead", last_error="bad")
+    page.open(f"{Console(connector('console')).url}/#message/{outbox_id}")
+    shows(page, "read-only")
+    shows(page, "given up: dead")
+    shows(page, "1 dead messages")
+    assert page.run("[...document.querySelectorAll('.danger')].some((e) => e.getClientRects().length)") is False
+
+
+def test_the_page_says_that_the_console_is_away_and_goes_on_once_it_is_back(
+    outbox: OutboxTable, connector: Start, console: Console, page: Chromium
+) -> None:
+    """While the console is stopped the page says since when; it needs no reload when another one takes its place."""
+    page.open(console.url)
+    page.wait_for("document.querySelectorAll('#stages li').length === 6")
+    assert page.run("document.getElementById('problems').hidden") is True
+    assert console.process.stop() == 0
+    page.wait_for("document.getElementById('problems').textContent.includes('does not answer')")
+    assert page.run("document.getElementById('problems').getAttribute('aria-live')") == "polite"
+    Console(connector("console", CONNECTOR_HTTP_PORT=str(console.port)))
+    page.wait_for("document.getElementById('problems').hidden", within=30)
+    shows(page, "read-only")
+
+
+def test_everybody_can_read_it(outbox: OutboxTable, console: Console, page: Chromium) -> None:
+    """In light and dark, on a telephone too: contrast, names, labels, headings, and nothing wider than the screen."""
+    outbox.new(status="published")
+    outbox.in_retry()
+    outbox_id = outbox.new(status="dead", last_error="x" * 300)
+    page.open(f"{console.url}/#message/{outbox_id}")
+    shows(page, "given up: dead")
+    shows(page, "1 dead messages")
+    page.wait_for("document.querySelectorAll('svg.chart path').length === 8")
+    page.click("#prove")
+    shows(page, "Outbox and history agree.")
+    page.click("#message .danger")
+    page.wait_for("document.getElementById('redrive').open")
+    for scheme in ("light", "dark"):
+        page.prefer(color_scheme=scheme, reduced_motion="reduce")
+        for width in (1280, 360):
+            page.resize(width, 800)
+            assert page.run(ACCESSIBILITY) == []
+    assert page.run("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+    assert page.complaints == []
