@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,11 +93,17 @@ class Prometheus:
         """Return the names of the alerts that fire."""
         return {series.labels["alertname"] for series in self.now('ALERTS{alertstate="firing"}')}
 
-    def await_firing(self, *alerts: str, within: float = 30.0) -> None:
-        """Wait until each of these alerts has fired at the same time."""
-        eventually(lambda: self.firing() >= set(alerts), within=within, what=f"the firing of {', '.join(alerts)}")
+    def await_firing(self, *alerts: str, within: float = 45.0) -> None:
+        """Wait until each of these alerts has fired since now; some end by themselves before others begin."""
+        began = time.time()
 
-    def await_over(self, *alerts: str, within: float = 30.0) -> None:
+        def missing() -> set[str]:
+            fired = self.over('ALERTS{alertstate="firing"}', began, time.time())
+            return set(alerts) - {series.labels["alertname"] for series in fired}
+
+        eventually(lambda: not missing(), within=within, what=f"the firing of {', '.join(alerts)}")
+
+    def await_over(self, *alerts: str, within: float = 45.0) -> None:
         """Wait until none of these alerts fires."""
 
         def still_firing() -> set[str]:

@@ -30,16 +30,16 @@ BACKLOG = 10_500
 BUDGET_MB = 64
 
 
-def say(connection: Connection, topic: str, rows: int, text: str, **instead: Any) -> None:
-    """Enqueue messages of 40 conversations in turn; `instead` replaces parts of the payload, `biz_type` or `status`."""
+def say(connection: Connection, topic: str, rows: int, text: str, *, keys: int = 40, **instead: Any) -> None:
+    """Enqueue messages of some conversations in turn; `instead` replaces parts of the payload, `biz_type`, `status`."""
     biz_type = instead.pop("biz_type", "chat_history_persist")
     status = instead.pop("status", "pending")
     payload = {"user_id": 1, "role": "user", "message_content": text} | instead
     connection.execute(
         f"insert into {OUTBOX} (biz_type, status, topic, message_key, payload)"
         " select %s, %s, %s, k, %s || jsonb_build_object('chat_id', k)"
-        "   from (select %s || ' ' || n %% 40 as k from generate_series(1, %s) as n) as keys",
-        [biz_type, status, topic, Jsonb(payload), text, rows],
+        "   from (select %s || ' ' || n %% %s as k from generate_series(1, %s) as n) as keys",
+        [biz_type, status, topic, Jsonb(payload), text, keys, rows],
     )
 
 
@@ -93,17 +93,19 @@ class Run:
         )
         say(self.connection, self.topic, 1, "no number", user_id="one")
         say(self.connection, self.topic, 1, "nobody's", biz_type="nobody_knows")
-        say(self.connection, self.topic, REFUSED, "refused")
+        say(self.connection, self.topic, REFUSED, "refused", keys=REFUSED // 2)
         producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers})
         producer.produce(self.topic, b"no envelope")
         no_row = {"outbox_id": 10**12, "biz_type": "chat_history_persist", "payload": {"user_id": 1, "chat_id": "c"}}
         producer.produce(self.topic, json.dumps(no_row).encode())
         producer.flush(10)
-        self.prometheus.await_firing("OutboxDeadRows", "OutboxDeadLetters", "OutboxRetriesStorm", "OutboxHeldLong")
+        self.prometheus.await_firing(
+            "OutboxDeadRows", "OutboxDeadLetters", "OutboxRowsMissing", "OutboxRetriesStorm", "OutboxHeldLong"
+        )
         self.connection.execute(
             f"update {OUTBOX} set created_at = now() - interval '2 hours' where payload->>'message_content' = 'refused'"
         )
-        self.prometheus.await_firing("OutboxMessagesStuck", "OutboxRowsMissing")
+        self.prometheus.await_firing("OutboxMessagesStuck")
         self.connection.execute("alter table chat_histories drop constraint refused")
 
     def nobody_stores(self, sink: Process) -> Process:
