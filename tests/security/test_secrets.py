@@ -15,9 +15,22 @@ from tests.services import Process
 PLANTED: Mapping[str, str] = {
     name: f"planted/{number}/{name}@'§"
     for number, name in enumerate(
-        ("database", "replication", "libpq", "sasl", "file", "key", "client", "pem", "consumer", "token", "misplaced")
+        (
+            "database",
+            "replication",
+            "libpq",
+            "sasl",
+            "file",
+            "key",
+            "client",
+            "pem",
+            "consumer",
+            "token",
+            "console",
+            "misplaced",
+        )
     )
-}
+} | {"console": "planted0console0of0plain0characters"}
 
 # Each command with arguments that let it do something and end; the two processes run until stopped.
 COMMANDS: Mapping[str, tuple[list[str], ...]] = {
@@ -61,6 +74,7 @@ def planted(connector_env: dict[str, str], tmp_path: Path) -> dict[str, str]:
         "CONNECTOR_KAFKA_SSL_KEY_PASSWORD": PLANTED["key"],
         "CONNECTOR_KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET": PLANTED["client"],
         "CONNECTOR_CONSUMER_SASL_PASSWORD": PLANTED["consumer"],
+        "CONNECTOR_CONSOLE_TOKEN": PLANTED["console"],
         "CONNECTOR_KAFKA_DEBUG": "all",
         "CONNECTOR_LOG_LEVEL": "debug",
     }
