@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -59,17 +60,17 @@ class Straggler(NamedTuple):
 
 
 class Comparison:
-    """Reads on one connection in autocommit mode, and writes nothing."""
+    """Reads on one connection in autocommit mode, in read-only transactions."""
 
     def __init__(self, connection: Connection, tables: Tables) -> None:
-        """Prepare the session.
+        """Look at what there is.
 
         Raises:
             psycopg.Error: the connection broke.
         """
         self._connection = connection
         self._tables = tables
-        connection.execute(tables.query("reconcile", "session").as_string(connection), prepare=False)
+        self._only_read = tables.query("reconcile", "only_read").as_string(connection)
         inspection = Inspection(connection, tables)
         relation = inspection.relation(tables.history)
         indexes = relation.indexes if relation else ()
@@ -78,15 +79,24 @@ class Comparison:
         self._has_redrives = inspection.relation(Table(tables.outbox.schema, "outbox_connector_redrives")) is not None
         self._range = _RANGE if self.history_is_indexed else _RANGE_WITHOUT_INDEX
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._connection.transaction():
+            self._connection.execute(self._only_read, prepare=False)
+            yield
+
+    def _all(self, name: str, **arguments: object) -> list[tuple[Any, ...]]:
+        with self._reading():
+            return self._connection.execute(self._tables.query("reconcile", name), arguments).fetchall()
+
     def _one(self, name: str, **arguments: object) -> tuple[Any, ...]:
-        record = self._connection.execute(self._tables.query("reconcile", name), arguments).fetchone()
-        assert record is not None
+        (record,) = self._all(name, **arguments)
         return record
 
     def _stream(self, statement: sql.Composed, arguments: Mapping[str, object]) -> Iterator[tuple[Any, ...]]:
         """Yield records as they come, so that however large they are only a few of them are in memory."""
         size = 20 if capabilities.has_stream_chunked() else 1
-        with self._connection.cursor() as cursor:
+        with self._reading(), self._connection.cursor() as cursor:
             yield from cursor.stream(statement, arguments, binary=True, size=size)
 
     def span(self) -> tuple[int, int, float] | None:
@@ -117,16 +127,19 @@ class Comparison:
 
     def messages(self, after: int, through: int, since: float) -> Iterator[Message]:
         """Yield the messages of one range that were created since a moment, by id."""
-        which = self._tables.query("reconcile", "in_range")
-        arguments = {"after": after, "through": through, "since": since, "limit": None}
-        return self._messages(which, arguments)
+        arguments = {"after": after, "through": through, "since": since}
+        return self._messages("in_range", "in_range_of_history", arguments)
 
     def messages_of(self, ids: Sequence[int]) -> Iterator[Message]:
         """Yield the messages of these ids that are there, by id."""
-        return self._messages(self._tables.query("reconcile", "of_ids"), {"ids": list(ids), "limit": None})
+        return self._messages("of_ids", "of_ids_in_history", {"ids": list(ids)})
 
-    def _messages(self, which: sql.Composed, arguments: Mapping[str, object]) -> Iterator[Message]:
-        records = self._stream(self._tables.query("reconcile", "messages", which=which), arguments)
+    def _messages(self, which: str, which_history: str, arguments: Mapping[str, object]) -> Iterator[Message]:
+        parts = {
+            "which": self._tables.query("reconcile", which),
+            "which_history": self._tables.query("reconcile", which_history),
+        }
+        records = self._stream(self._tables.query("reconcile", "messages", **parts), arguments)
         for _, lines in groupby(records, key=itemgetter(0)):
             same = list(lines)
             stored = [Stored(line[9], line[10:14], line[14]) for line in same if line[9] is not None]
@@ -141,19 +154,14 @@ class Comparison:
 
     def stragglers(self, overtaken: Mapping[int, int]) -> list[Straggler]:
         """Return those that are stragglers indeed, of places in history with the outbox id of an overtaker each."""
-        arguments = {"places": list(overtaken), "overtakers": list(overtaken.values())}
-        return [
-            Straggler(*record)
-            for record in self._connection.execute(self._tables.query("reconcile", "stragglers"), arguments)
-        ]
+        records = self._all("stragglers", places=list(overtaken), overtakers=list(overtaken.values()))
+        return [Straggler(*record) for record in records]
 
     def redriven(self, ids: Sequence[int]) -> set[int]:
         """Return those of these messages that somebody has put back."""
         if not ids or not self._has_redrives:
             return set()
-        arguments = {"ids": list(ids), "outbox": str(self._tables.outbox)}
-        records = self._connection.execute(self._tables.query("reconcile", "redriven"), arguments)
-        return {outbox_id for (outbox_id,) in records}
+        return {outbox_id for (outbox_id,) in self._all("redriven", ids=list(ids), outbox=str(self._tables.outbox))}
 
     def unsettled(self, most: int) -> tuple[int, list[int]]:
         """Return the last id there is, and the ids of messages that are neither consumed nor dead, within bounds."""
@@ -171,13 +179,8 @@ class Comparison:
 
         The database compares, without times of creation; `why` is unsettled, missing, duplicated or differing.
         """
-        arguments = {
-            "again": list(again),
-            "after": after,
-            "through": through,
-            "limit": limit,
-            "biz_types": list(biz_types),
-        }
-        records = self._connection.execute(self._tables.query("reconcile", "unproved"), arguments).fetchall()
+        records = self._all(
+            "unproved", again=list(again), after=after, through=through, limit=limit, biz_types=list(biz_types)
+        )
         *found, (end, _) = sorted(records, key=lambda record: record[1] == "end")
         return end, dict(found)

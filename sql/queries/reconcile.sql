@@ -1,11 +1,13 @@
 -- What `reconcile` and the sink's own proof ask. Nothing here writes, locks a row, or keeps a snapshot for longer than
 -- one bounded range of ids.
 
--- name: session
--- No heavier on the server than it must be. The plan that suits a range depends on the range. The session is not made
--- read-only: behind a pooler that shares it between transactions, it would be so for whoever has it next.
-set plan_cache_mode = force_custom_plan;
-set max_parallel_workers_per_gather = 0; set jit = off
+-- name: only_read
+-- Begins each transaction: it cannot write, and is no heavier on the server than it must be. The plan that suits a range
+-- depends on the range. Nothing is set for the session, which behind a pooler somebody else may have next.
+set transaction read only;
+set local plan_cache_mode = force_custom_plan;
+set local max_parallel_workers_per_gather = 0;
+set local jit = off;
 
 -- name: span
 -- The first and the last id there is, and the time.
@@ -32,17 +34,22 @@ select o.id, o.status, o.biz_type, o.topic, o.message_key, hashtextextended(o.me
        case when isfinite(h.created_at) then (extract(epoch from h.created_at) * 1000000)::bigint end
   from (select *
           from {outbox}
-         where {which}
-         order by id
-         limit %(limit)s) as o
-  left join {history} as h on h.outbox_id = o.id
+         where {which}) as o
+  -- Bounded on this side as well, or the whole of history might seem cheaper to read than to look up.
+  left join (select * from {history} where {which_history}) as h on h.outbox_id = o.id
  order by o.id;
 
 -- name: in_range
 id > %(after)s and id <= %(through)s and created_at >= to_timestamp(%(since)s)
 
+-- name: in_range_of_history
+outbox_id > %(after)s and outbox_id <= %(through)s
+
 -- name: of_ids
 id = any (%(ids)s::bigint[])
+
+-- name: of_ids_in_history
+outbox_id = any (%(ids)s::bigint[])
 
 -- name: end_of_range
 -- The id at which a range of so many rows ends.
@@ -56,6 +63,7 @@ select hashtextextended(o.message_key, hashtext(o.topic)), o.id, min(h.id)
   from {outbox} as o
   join {history} as h on h.outbox_id = o.id
  where o.id > %(after)s and o.id <= %(through)s and o.created_at >= to_timestamp(%(since)s)
+   and h.outbox_id > %(after)s and h.outbox_id <= %(through)s
    and hashtextextended(o.message_key, hashtext(o.topic)) & %(mask)s = %(bits)s
  group by o.id
  order by o.id;

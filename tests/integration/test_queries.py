@@ -324,6 +324,38 @@ def test_pruning_needs_no_index_but_the_primary_key(session: Connection, name: s
     assert {node["Index Name"] for node in nodes if "Index Name" in node} == {PRIMARY}
 
 
+def test_comparing_reads_ranges_of_outbox_and_history(session: Connection) -> None:
+    """`reconcile` and the sink's proof reach both tables by their ids, whatever lies around the range."""
+    session.execute(
+        "insert into chat_histories (user_id, chat_id, message_content, outbox_id)"
+        f" select 1, 'key', repeat('x', 100), id from {OUTBOX} where status = 'consumed'"
+    )
+    session.execute("analyze chat_histories")
+    session.execute("set local plan_cache_mode = force_custom_plan")
+    stretch = {"after": 100_000, "through": 102_000, "since": float("-inf")}
+    messages, few = (
+        TABLES.query(
+            "reconcile",
+            "messages",
+            which=TABLES.query("reconcile", outbox),
+            which_history=TABLES.query("reconcile", history),
+        )
+        for outbox, history in (("in_range", "in_range_of_history"), ("of_ids", "of_ids_in_history"))
+    )
+    for statement, arguments in (
+        (messages, stretch),
+        (few, {"ids": list(range(5, 1_000, 7))}),
+        (TABLES.query("reconcile", "places"), stretch | {"mask": 1, "bits": 1}),
+        (
+            TABLES.query("reconcile", "unproved"),
+            stretch | {"limit": 1_000, "again": list(range(100)), "biz_types": ["chat_history_persist"]},
+        ),
+    ):
+        nodes = plan_of(session, statement.as_string(session), arguments)
+        check(nodes, PRIMARY, "chat_histories_outbox_id_key")
+        assert not [n for n in nodes if n.get("Relation Name") == "chat_histories" and n["Node Type"] == "Seq Scan"]
+
+
 def test_plans_hold_when_the_table_was_never_analyzed(database: Database) -> None:
     """Directly after setup, with no statistics at all, the due rows and the catch-up still use their indexes."""
     with database.connect() as owner, connect(database.url, name="test") as session:
