@@ -48,6 +48,9 @@ class _Loop(Protocol):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code."""
     options = _parser().parse_args(arguments)
+    if os.getpid() == 1:
+        # For a container's first process SIGTERM does nothing until a command has a handler of its own.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         code = options.command(options)
     except ConfigurationError as error:
