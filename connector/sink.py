@@ -48,6 +48,7 @@ _LONGEST_WAIT: Final = 5.0
 _LOOK_SECONDS: Final = 2.0
 _IDLE_IN_TRANSACTION_SECONDS: Final = 30
 _SHARE_OF_SHUTDOWN_FOR_A_BATCH: Final = 0.6
+_SHARE_OF_SHUTDOWN_FOR_THE_GROUP: Final = 0.2
 
 _log = get_logger("sink")
 
@@ -157,7 +158,7 @@ class Sink:
                 else:
                     self._look_at_database()
         finally:
-            self._subscription.close()
+            self._subscription.close(self._options.shutdown_seconds * _SHARE_OF_SHUTDOWN_FOR_THE_GROUP)
 
     def _await_services(self, deadline: float) -> None:
         said = None

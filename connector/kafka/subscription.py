@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -159,9 +160,18 @@ class Subscription:
         if message is not None:
             self._kept.append(message)
 
-    def close(self) -> None:
-        """Commit what is stored and leave the group (a static member keeps its place for a while)."""
-        self._consumer.close()
+    def close(self, within: float) -> None:
+        """Commit what is stored and leave the group (a static member keeps its place for a while).
+
+        A broker that does not answer is not waited for longer than so many seconds: the group then finds out by itself,
+        and reads again what could not be committed.
+        """
+        # librdkafka's own close has no time limit, and waits for its broker.
+        leaving = threading.Thread(target=self._consumer.close, name="leaving the group", daemon=True)
+        leaving.start()
+        leaving.join(within)
+        if leaving.is_alive():
+            _log.warning("group_not_left", seconds=within)
 
 
 def _on_commit(error: KafkaError | None, _partitions: list[TopicPartition]) -> None:

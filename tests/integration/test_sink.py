@@ -325,6 +325,24 @@ def test_a_sink_stops_while_the_database_is_away(
     assert outbox.history() == [row]
 
 
+def test_a_sink_stops_in_time_while_kafka_is_away(
+    database: Database, kafka: Kafka, topic: str, outbox: OutboxTable, connector_env: dict[str, str]
+) -> None:
+    """SIGTERM while Kafka is out of reach ends the sink with 0 within its time, though it cannot commit or leave."""
+    with kafka.proxy() as proxy:
+        env = connector_env | {
+            "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy.port}",
+            "CONNECTOR_SHUTDOWN_SECONDS": "6",
+        }
+        sink = Process("sink", env=env).start()
+        assigned(sink)
+        reader = Reader(kafka, topic, outbox)
+        (row,) = reader.enqueue()
+        wait_for(outbox, row)
+        proxy.unplug()
+        assert sink.stop(8) == 0
+
+
 # --- the group -------------------------------------------------------------------------------------------------------
 
 
