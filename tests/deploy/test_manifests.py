@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from connector.cli import _parser
 from connector.settings import _target, load_settings
 from tests.deploy.manifests import CHECKOUT, IMAGE, Manifest, Pod, compose, names, one, pods, rendered, violations
+from tests.security.certificates import Authority
 
 # The newest that the schemas are published for, and one that providers have stopped supporting.
 VERSIONS = ("1.37", "1.28")
@@ -163,7 +164,8 @@ def test_the_environment_is_what_the_connector_knows(name: str, tmp_path: Path) 
     manifests = rendered(name)
     for pod in pods(manifests):
         for number, container in enumerate(pod.ours):
-            environment = _environment(container, pod, manifests, tmp_path / f"{pod.owner.replace('/', '-')}-{number}")
+            directory = tmp_path / f"{pod.owner.replace('/', '-')}-{number}"
+            environment = _environment(container, pod, manifests, directory)
             assert [variable for variable in environment if _target(variable) is None] == []
             environment.setdefault("CONNECTOR_KAFKA_BOOTSTRAP_SERVERS", "kafka:9092")
             settings = load_settings(environment, needs=frozenset({"database", "kafka"}))
@@ -179,7 +181,8 @@ def _environment(container: Manifest, pod: Pod, manifests: list[Manifest], direc
     for source in container.get("envFrom", []):
         environment |= one(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
     environment |= {entry["name"]: entry.get("value", "a-name") for entry in container.get("env", [])}
-    files = dict(_mounted(container, pod, manifests))
+    authority = Authority(directory, "ca").certificate.read_text("utf-8")
+    files = dict(_mounted(container, pod, manifests, authority))
     for variable, value in environment.items():
         if variable.endswith(("_FILE", "_LOCATION")):
             path = directory / variable
@@ -188,7 +191,7 @@ def _environment(container: Manifest, pod: Pod, manifests: list[Manifest], direc
     return environment
 
 
-def _mounted(container: Manifest, pod: Pod, manifests: list[Manifest]) -> Iterator[tuple[str, str]]:
+def _mounted(container: Manifest, pod: Pod, manifests: list[Manifest], authority: str) -> Iterator[tuple[str, str]]:
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     for name, path in mounts.items():
@@ -200,7 +203,7 @@ def _mounted(container: Manifest, pod: Pod, manifests: list[Manifest]) -> Iterat
             data = made[0]["data"] if made else {"database-url": base64.b64encode(b"postgresql://me:secret@db/app")}
             yield from ((f"{path}/{key}", base64.b64decode(value).decode()) for key, value in data.items())
         for source in volume.get("projected", {}).get("sources", []):
-            yield from ((f"{path}/{item['path']}", "from the user's Secret") for item in source["secret"]["items"])
+            yield from ((f"{path}/{item['path']}", authority) for item in source["secret"]["items"])
 
 
 def test_every_secret_is_a_file() -> None:
