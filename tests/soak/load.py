@@ -86,7 +86,7 @@ class Load:
                     conversations.append(f"w{writer}-{started}")
                     started += 1
                 written += self._transaction(connection, list(conversations), rng)
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, psycopg.InterfaceError):
                 if connection is not None:
                     connection.close()
                 connection = None
@@ -147,7 +147,7 @@ class Load:
             try:
                 connection = connection or psycopg.connect(self._url, autocommit=True, connect_timeout=5)
                 connection.execute("insert into agent_chats values (%s, true) on conflict do nothing", [chat[1]])
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, psycopg.InterfaceError):
                 if connection is not None:
                     connection.close()
                 connection = None

@@ -142,6 +142,7 @@ class _Run:
 
     def run(self, stack: ExitStack) -> Report:
         stack.callback(self._database_proxy.close)
+        stack.callback(self._forget_watcher)
         assert Process("setup", env=self._direct).start().wait() == 0
         with self._database.connect() as connection:
             connection.execute(TABLES)
@@ -162,6 +163,8 @@ class _Run:
             proof = prove(connection, self._kafka.bootstrap_servers, self._topic)
         if proof.written < load.committed:
             self._trouble.append(f"{load.committed} messages were committed, and {proof.written} are there")
+        if proof.written < options.messages:
+            self._trouble.append(f"{options.messages} messages were to be written, and {proof.written} are there")
         if not settled:
             self._trouble.append(f"nothing moved for {STUCK_SECONDS:.0f} s, and not everything was settled")
         return Report(
@@ -342,10 +345,13 @@ class _Run:
                 self._watcher = psycopg.connect(self._database.url, autocommit=True, connect_timeout=2)
             return self._watcher.execute(query, arguments).fetchone()
         except psycopg.OperationalError:
-            if self._watcher is not None:
-                self._watcher.close()
-            self._watcher = None
+            self._forget_watcher()
             return None
+
+    def _forget_watcher(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     def _live(self) -> int | None:
         record = self._ask("select count(*) from agent_outbox_messages where status in ('pending', 'published')")
