@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import NewTopic
+from confluent_kafka import Producer
 from psycopg.types.json import Jsonb
 
 from tests.integration.scenario import OUTBOX, PROGRESS, Connection, one, set_up
@@ -88,16 +87,6 @@ class Pipeline:
         self.wanted[outbox_id] = wanted
         return outbox_id
 
-    def make_topic(self, name: str, config: Mapping[str, str]) -> None:
-        """Make a topic, unless it is there; it goes with the pipeline's own if its name goes on from that."""
-        admin = self.kafka.admin()
-        (made,) = admin.create_topics([NewTopic(name, 1, 1, config=dict(config))]).values()
-        try:
-            made.result(20)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise
-
     def send_garbage(self) -> None:
         """Put a value into the topic that names no row."""
         producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers, "log_level": 0})
@@ -158,3 +147,6 @@ class Pipeline:
         """Tell whether the slot is confirmed further than a position."""
         query = "select confirmed_flush_lsn > %s::pg_lsn from pg_replication_slots where slot_name = %s"
         return bool(one(self.app, query, [lsn, self.slot]))
+
+
+PipelineFactory = Callable[[Database, Kafka, str, Mapping[str, str]], Pipeline]

@@ -14,21 +14,21 @@ from confluent_kafka.admin import (
 )
 
 from connector.kafka import Fate, fate_of
-from tests.faults.pipeline import Pipeline
+from tests.faults.pipeline import PipelineFactory
 from tests.integration.scenario import OUTBOX, metric, one, readiness
 from tests.services import Database, Kafka, eventually
 
 
 def test_a_topic_that_is_forbidden_for_a_while_costs_retries_and_no_message(
-    database: Database, own_kafka: Kafka, own_topic: str
+    database: Database, durable_own_kafka: Kafka, own_topic: str, new_pipeline: PipelineFactory
 ) -> None:
     """What Kafka forbids is a failure of the row, with its reason; once it is allowed again everything arrives."""
-    pipeline = Pipeline(database, own_kafka, own_topic)
+    pipeline = new_pipeline(database, durable_own_kafka, own_topic, {})
     reader, sink = pipeline.start("reader"), pipeline.start("sink")
     pipeline.enqueue()
     pipeline.prove()
     resource = (ResourceType.TOPIC, own_topic, ResourcePatternType.LITERAL)
-    admin = own_kafka.admin()
+    admin = durable_own_kafka.admin()
     denied = AclBinding(*resource, "User:*", "*", AclOperation.ALL, AclPermissionType.DENY)
     for made in admin.create_acls([denied]).values():
         made.result(20)
@@ -47,12 +47,13 @@ def test_a_topic_that_is_forbidden_for_a_while_costs_retries_and_no_message(
     pipeline.prove(within=60)
     eventually(lambda: readiness(sink) == 200, within=30, what="readiness of the sink")
     assert metric(reader, "retries_scheduled_total") >= 3
-    pipeline.close()
 
 
-def test_a_producer_that_is_throttled_waits(database: Database, own_kafka: Kafka, own_topic: str) -> None:
+def test_a_producer_that_is_throttled_waits(
+    database: Database, own_kafka: Kafka, own_topic: str, new_pipeline: PipelineFactory
+) -> None:
     """A quota makes Kafka slow for us: messages stay in flight for longer, and nothing else happens."""
-    pipeline = Pipeline(database, own_kafka, own_topic)
+    pipeline = new_pipeline(database, own_kafka, own_topic, {})
     own_kafka.limit_producers(10_000)
     try:
         reader, _ = pipeline.start("reader"), pipeline.start("sink")
@@ -65,7 +66,6 @@ def test_a_producer_that_is_throttled_waits(database: Database, own_kafka: Kafka
     assert metric(reader, "publish_failures_total") == 0
     waits = metric(reader, "commit_to_ack_seconds_sum") / metric(reader, "commit_to_ack_seconds_count")
     assert waits > 0.2
-    pipeline.close()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from tests.faults.pipeline import Pipeline
+from tests.faults.pipeline import Pipeline, PipelineFactory
 from tests.integration.scenario import one, readiness
 from tests.services import Database, Kafka, Process, eventually
 
@@ -50,14 +50,14 @@ def rotate(pipeline: Pipeline) -> None:
 
 
 def test_a_password_in_a_passfile_may_change_at_any_time(
-    guarded: Database, kafka: Kafka, topic: str, tmp_path: Path
+    guarded: Database, kafka: Kafka, topic: str, tmp_path: Path, new_pipeline: PipelineFactory
 ) -> None:
     """The file is read anew for each connection, so that nothing has to be started again."""
     passfile = tmp_path / "pgpass"
     passfile.write_text(f"*:*:*:rotating:{FIRST}\n", "utf-8")
     passfile.chmod(0o600)
     url = url_of(guarded, query=f"passfile={passfile}")
-    pipeline = Pipeline(guarded, kafka, topic, {"CONNECTOR_DATABASE_URL": url})
+    pipeline = new_pipeline(guarded, kafka, topic, {"CONNECTOR_DATABASE_URL": url})
     processes = pipeline.start("reader"), pipeline.start("sink")
     pipeline.enqueue()
     pipeline.prove()
@@ -68,7 +68,6 @@ def test_a_password_in_a_passfile_may_change_at_any_time(
     for process in processes:
         eventually(lambda: readiness(process) == 200, what=f"readiness of {process.name}")  # noqa: B023
     assert [process.returncode for process in processes] == [None, None]
-    pipeline.close()
 
 
 def _names_the_password(process: Process) -> bool:
@@ -76,9 +75,11 @@ def _names_the_password(process: Process) -> bool:
     return answer.status == 503 and "password authentication failed" in answer.body
 
 
-def test_a_password_in_the_url_needs_a_restart_when_it_changes(guarded: Database, kafka: Kafka, topic: str) -> None:
+def test_a_password_in_the_url_needs_a_restart_when_it_changes(
+    guarded: Database, kafka: Kafka, topic: str, new_pipeline: PipelineFactory
+) -> None:
     """The processes say why they wait, without showing it; started again with the new one they go on."""
-    pipeline = Pipeline(guarded, kafka, topic, {"CONNECTOR_DATABASE_URL": url_of(guarded, FIRST)})
+    pipeline = new_pipeline(guarded, kafka, topic, {"CONNECTOR_DATABASE_URL": url_of(guarded, FIRST)})
     processes = pipeline.start("reader"), pipeline.start("sink")
     pipeline.enqueue()
     pipeline.prove()
@@ -91,4 +92,3 @@ def test_a_password_in_the_url_needs_a_restart_when_it_changes(guarded: Database
         assert FIRST not in process.stderr
     pipeline.env["CONNECTOR_DATABASE_URL"] = url_of(guarded, SECOND)
     pipeline.prove()
-    pipeline.close()

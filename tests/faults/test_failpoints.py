@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,23 +10,18 @@ import psycopg
 import pytest
 
 from connector.failpoints import Point
-from tests.faults.pipeline import Pipeline
+from tests.faults.pipeline import KEYS, Pipeline
 from tests.integration.scenario import all_published, one, write_wal
 from tests.services import eventually
-
-LARGEST = 2_000
 
 
 def _rows(pipeline: Pipeline) -> None:
     pipeline.enqueue()
 
 
-def _a_row_too_large(pipeline: Pipeline) -> None:
-    pipeline.make_topic(f"{pipeline.topic}-narrow", {"max.message.bytes": str(LARGEST)})
+def _a_row_for_no_topic(pipeline: Pipeline) -> None:
     pipeline.enqueue(1)
-    pipeline.insert(
-        "key-1", "dead", topic=f"{pipeline.topic}-narrow", message_content=random.Random(1).randbytes(LARGEST).hex()
-    )
+    pipeline.spent.add(pipeline.insert(KEYS[0], "dead", topic=f"{pipeline.topic}-nowhere", max_retry=1))
     pipeline.enqueue(1)
 
 
@@ -94,7 +88,11 @@ CRASHES = {
     Point.ROW_READ: Crash("reader", _rows, nth=8),
     Point.ROW_PRODUCED: Crash("reader", _rows, nth=8),
     Point.ROWS_ACKNOWLEDGED: Crash("reader", _rows),
-    Point.FAILURES_WRITTEN: Crash("reader", _a_row_too_large),
+    Point.FAILURES_WRITTEN: Crash(
+        "reader",
+        _a_row_for_no_topic,
+        variables={"CONNECTOR_PRODUCER_TOPIC_METADATA_PROPAGATION_MAX_MS": "500"},
+    ),
     Point.ROWS_MARKED: Crash("reader", _rows),
     Point.LSN_RECORDED: Crash("reader", _rows),
     Point.LSN_CONFIRMED: Crash("reader", _rows, nth=2),

@@ -12,7 +12,7 @@ import pytest
 
 from connector.replication import ReplicationConnection
 from connector.store.connections import connect
-from tests.faults.pipeline import Pipeline
+from tests.faults.pipeline import Pipeline, PipelineFactory
 from tests.integration.scenario import metric, readiness
 from tests.services import Database, Kafka, Process, TcpProxy, eventually
 
@@ -29,20 +29,23 @@ FAULTS: dict[str, tuple[Callable[[TcpProxy], None], bool]] = {
 
 
 @pytest.fixture
-def through_postgresql(database: Database, kafka: Kafka, topic: str) -> Iterator[tuple[Pipeline, TcpProxy]]:
+def through_postgresql(
+    database: Database, kafka: Kafka, topic: str, new_pipeline: PipelineFactory
+) -> Iterator[tuple[Pipeline, TcpProxy]]:
     """A pipeline that reaches PostgreSQL through a proxy."""
     url = urlsplit(database.url)
     with TcpProxy(url.hostname or "", url.port or 0) as proxy:
         address = f"{url.username}@127.0.0.1:{proxy.port}"
         variables = {"CONNECTOR_DATABASE_URL": urlunsplit(url._replace(netloc=address, query=WATCHFUL))}
-        pipeline = Pipeline(database, kafka, topic, variables)
+        pipeline = new_pipeline(database, kafka, topic, variables)
         yield pipeline, proxy
         Process.end_all()
-        pipeline.close()
 
 
 @pytest.fixture
-def through_kafka(database: Database, own_kafka: Kafka, own_topic: str) -> Iterator[tuple[Pipeline, TcpProxy]]:
+def through_kafka(
+    database: Database, own_kafka: Kafka, own_topic: str, new_pipeline: PipelineFactory
+) -> Iterator[tuple[Pipeline, TcpProxy]]:
     """A pipeline that reaches Kafka through a proxy."""
     with own_kafka.proxy() as proxy:
         variables = {
@@ -51,10 +54,9 @@ def through_kafka(database: Database, own_kafka: Kafka, own_topic: str) -> Itera
             "CONNECTOR_KAFKA_SOCKET_TIMEOUT_MS": "4000",
             "CONNECTOR_KAFKA_SOCKET_CONNECTION_SETUP_TIMEOUT_MS": "2000",
         }
-        pipeline = Pipeline(database, own_kafka, own_topic, variables)
+        pipeline = new_pipeline(database, own_kafka, own_topic, variables)
         yield pipeline, proxy
         Process.end_all()
-        pipeline.close()
 
 
 def _survive(pipeline: Pipeline, proxy: TcpProxy, fault: str) -> tuple[Process, Process]:
