@@ -122,6 +122,9 @@ def _refused(_: Request, error: Exception) -> Response:
 
 def _database_failed(_: Request, error: Exception) -> Response:
     assert isinstance(error, psycopg.Error)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        remedy = "let its role be a member of outbox_auditor, and of outbox_operator to redrive"
+        return Json({"error": redact(f"{told(error)}: {remedy}")}, 403)
     return Json({"error": redact(told(error))}, 503)
 
 

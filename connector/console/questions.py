@@ -29,8 +29,10 @@ _PROOF_HOLDS_SECONDS: Final = 5.0
 _MOST_SAMPLES: Final = 20
 _ANSWER_SECONDS: Final = 5
 # A copy carries its producer's clock, and the mark follows the acknowledgement.
-_SECONDS_AFTER_CREATION: Final = 10.0
 _SECONDS_BEFORE_MARK: Final = 20.0
+# The first attempts follow each other within this time: 1 + 2 + 4 + 8 + 16 + 32 seconds, and a little.
+_SECONDS_OF_RETRIES: Final = 70.0
+_REDRIVES_LOOKED_AT: Final = 3
 _CLOCKS_DIFFER: Final = 2.0
 
 
@@ -135,13 +137,12 @@ class Questions:
         if life is None:
             return None
         message = life.message
-        times = []
-        if message.created is not None:
-            times.append((message.created - _CLOCKS_DIFFER, message.created + _SECONDS_AFTER_CREATION))
+        starts = [message.created, *(redrive.moment for redrive in life.redrives[:_REDRIVES_LOOKED_AT])]
+        times = [(start - _CLOCKS_DIFFER, start + _SECONDS_OF_RETRIES) for start in starts if start is not None]
         if message.published is not None:
             times.append((message.published - _SECONDS_BEFORE_MARK, message.published + _CLOCKS_DIFFER))
         with self._turn():
-            return find_copies(self._kafka, f"{self._group_id}-console", message.topic, outbox_id, times)
+            return find_copies(self._kafka, self._group_id, message.topic, outbox_id, times)
 
     def prove(self) -> ProofResult:
         """Compare the latest messages with history, once at a time and not again within some seconds."""

@@ -13,8 +13,9 @@ from connector.kafka.log_scan import LogScan
 from connector.outbox import decode_envelope
 
 _ANSWER_SECONDS: Final = 5
-_MOST_MESSAGES: Final = 200_000
-_MOST_SECONDS: Final = 5.0
+# For each of the times.
+_MOST_MESSAGES: Final = 100_000
+_MOST_SECONDS: Final = 3.0
 _NAMED_WITHIN: Final = 200
 
 
@@ -28,7 +29,7 @@ class Copy(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Copies in the order of their times; `complete` unless a bound was met before the end of the given times."""
+    """Copies in the order of their times; `complete` unless a bound was met in one of the given times."""
 
     copies: Sequence[Copy]
     looked_at: int
@@ -50,12 +51,12 @@ def find_copies(
     ranges = kafka.admin().log_ranges(_partitions(kafka, topic), _ANSWER_SECONDS)
     named = re.compile(rb'"outbox_id"\s*:\s*%d\b' % outbox_id)
     copies: list[Copy] = []
-    looked_at = 0
-    deadline = time.monotonic() + _MOST_SECONDS
+    looked_at, complete = 0, True
     scan = LogScan(kafka, group_id)
     try:
         for since, until in _merged(times):
             first, last = scan.offsets_at(ranges, since), scan.offsets_at(ranges, until)
+            bound, deadline = looked_at + _MOST_MESSAGES, time.monotonic() + _MOST_SECONDS
             for records in scan.read({partition: (first[partition], last[partition]) for partition in ranges}):
                 looked_at += len(records)
                 copies += [
@@ -63,11 +64,12 @@ def find_copies(
                     for record in records
                     if record.value is not None and named.search(record.value, 0, _NAMED_WITHIN)
                 ]
-                if looked_at > _MOST_MESSAGES or time.monotonic() > deadline:
-                    return Copies(_in_order(copies), looked_at, complete=False)
+                if looked_at > bound or time.monotonic() > deadline:
+                    complete = False
+                    break
     finally:
         scan.close()
-    return Copies(_in_order(copies), looked_at, complete=True)
+    return Copies(_in_order(copies), looked_at, complete=complete)
 
 
 def _partitions(kafka: Kafka, topic: str) -> list[tuple[str, int]]:

@@ -71,9 +71,13 @@ class Blocker(NamedTuple):
 
 
 class Redrive(NamedTuple):
-    """That a message was put back: when, by whom, why, what it was until then, and as which attempt."""
+    """That a message was put back: when, by whom, why, what it was until then, and as which attempt.
+
+    `moment` is `at` in seconds since 1970.
+    """
 
     at: str
+    moment: float
     by: str
     reason: str | None
     was: str

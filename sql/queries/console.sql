@@ -25,7 +25,7 @@ select e.id, e.status, e.next_retry_at::text
  limit 1;
 
 -- name: redrives
-select r.redriven_at::text, r.redriven_by, r.reason, r.was, r.error, r.attempt
+select r.redriven_at::text, extract(epoch from r.redriven_at)::double precision, r.redriven_by, r.reason, r.was, r.error, r.attempt
   from {redrives} as r
  where r.outbox_id = %(id)s and r.outbox_table = %(outbox)s
  order by r.id desc

@@ -20,6 +20,7 @@ from psycopg import errors, sql
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
 from tests.integration.scenario import Tap, metric, one, readiness, set_up
 from tests.services import Database, Kafka, Process, environment, eventually
+from tests.services.console import TOKEN, Console
 
 TOO_LONG = "c" * 37
 PASSWORD = "least-privilege"  # noqa: S105 - of roles that live as long as the test
@@ -689,6 +690,22 @@ def test_the_auditor_can_compare_everything(
     process = connector("reconcile", CONNECTOR_DATABASE_URL=roles("outbox_auditor"))
     assert process.wait(30) == 1, process.stderr
     assert "consumed, and not in history" in process.stdout
+
+
+def test_the_auditor_may_look_by_the_console_and_change_nothing(
+    outbox: OutboxTable, roles: Callable[[str], str], connector: Callable[..., Process]
+) -> None:
+    """As outbox_auditor the web page shows all it has; a redrive is refused, with the role that it takes."""
+    outbox_id = outbox.new(status="dead")
+    token = {"CONNECTOR_CONSOLE_TOKEN": TOKEN}
+    console = Console(connector("console", CONNECTOR_DATABASE_URL=roles("outbox_auditor"), **token))
+    assert console.now()["problems"] == []
+    life = console.ask(f"/api/messages/{outbox_id}").json()
+    assert (life["message"]["status"], life["untold"]) == ("dead", [])
+    assert console.post("/api/proof", {}).status == 200
+    refused = console.post("/api/redrive", {"ids": [str(outbox_id)]})
+    assert (refused.status, "outbox_operator" in refused.text) == (403, True)
+    assert outbox.status(outbox_id) == "dead"
 
 
 FORBIDDEN = {

@@ -117,7 +117,7 @@ function draw(article, life, copies) {
   if (message.status === "dead") steps.push(step(message.updated_at, "given up: dead"));
   const attempts = [];
   if (message.retry_count || message.last_error) {
-    attempts.push(element("h4", {}, `${count(message.retry_count)} of at most ${count(message.max_retry)} retries; the last error`),
+    attempts.push(element("h4", {}, `${count(message.retry_count)} failed attempts, at most ${count(message.max_retry)}; the last error`),
       foreign(message.last_error || "none kept", "pre"));
   }
   if (message.next_retry_at && message.status === "pending") attempts.push(element("p", {}, "Next attempt: ", moment(message.next_retry_at)));
@@ -151,7 +151,7 @@ function inKafka(copies) {
   if (copies.error) return `Its copies in Kafka could not be looked for: ${copies.error}`;
   const looked = `looked at ${count(copies.looked_at)} messages around the times in its row`;
   if (!copies.copies.length) return copies.complete ? `No copy is in Kafka now (${looked}).` : `No copy was found; ${looked}, and there are more.`;
-  return copies.complete ? `In Kafka: ${looked}.` : `In Kafka: ${looked}, and there are more.`;
+  return `In Kafka: ${looked}${copies.complete ? "" : ", and there are more"}. Late attempts may lie elsewhere.`;
 }
 
 function cut(text, length) {
