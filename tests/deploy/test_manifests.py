@@ -17,7 +17,7 @@ import yaml
 from kubernetes_validate import SchemaNotFoundError, ValidationError, validate
 from packaging.requirements import Requirement
 
-from connector.cli import _parser
+from connector.cli import parser
 from connector.settings import _target, load_settings
 from tests.deploy.manifests import CHECKOUT, IMAGE, Manifest, Pod, compose, names, one, pods, rendered, violations
 from tests.security.certificates import Authority
@@ -116,7 +116,7 @@ def test_every_command_exists() -> None:
     for pod in all_pods():
         for container in pod.ours:
             assert "command" not in container
-            _parser().parse_args(container["args"])
+            parser().parse_args(container["args"])
 
 
 def test_liveness_knows_nothing_of_other_services() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import psycopg
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
-from connector.cli import _setup_options
+from connector.cli.composition import setup_options
 from connector.ops.setup import setup
 from connector.settings import load_settings
 from tests.services import Kafka, Process, eventually
@@ -25,7 +25,7 @@ PROGRESS = "public.outbox_connector_slots"
 def set_up(env: Mapping[str, str]) -> list[str]:
     """Run `setup` in this process and return what it says."""
     said: list[str] = []
-    setup(_setup_options(load_settings(env, needs=frozenset({"database", "kafka"}))), said.append)
+    setup(setup_options(load_settings(env, needs=frozenset({"database", "kafka"}))), said.append)
     return said
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from connector import cli
+from connector.cli import composition
 from connector.demo.embedded import free_port
 from tests.integration.outbox_table import PAYLOAD, OutboxTable
 from tests.integration.scenario import Tap, is_streaming, set_up
@@ -305,7 +306,7 @@ def ended(
     def run(**variables: str) -> tuple[object, str]:
         for name, value in (connector_env | variables).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(cli, "configure_logging", lambda *_: None)
+        monkeypatch.setattr(composition, "configure_logging", lambda *_: None)
         with pytest.raises(SystemExit) as end:
             cli.main(["console"])
         return end.value.code, capsys.readouterr().err
@@ -333,6 +334,6 @@ def test_without_its_extra_it_says_what_to_install(
     ended: Callable[..., tuple[object, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where Starlette or uvicorn is not installed, the command that installs them is told, with exit code 78."""
-    monkeypatch.setattr(cli, "find_spec", lambda _: None)
+    monkeypatch.setattr(cli.console, "find_spec", lambda _: None)
     code, said = ended()
     assert (code, "pip install 'outbox-connector[console]'" in said) == (78, True)

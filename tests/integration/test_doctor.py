@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from connector.cli import _doctor_options
+from connector.cli.composition import doctor_options
 from connector.demo.embedded import free_port
 from connector.ops.doctor import examine
 from connector.ops.findings import Finding, Level, failed
@@ -36,7 +36,7 @@ IDLE = {"slot", "consumer group"}
 
 def findings_of(env: dict[str, str], **variables: str) -> list[Finding]:
     """Run every check in this process."""
-    return examine(_doctor_options(load_settings(env | variables, needs=frozenset({"database", "kafka"}))))
+    return examine(doctor_options(load_settings(env | variables, needs=frozenset({"database", "kafka"}))))
 
 
 def not_ok(findings: list[Finding]) -> dict[str, Level]:

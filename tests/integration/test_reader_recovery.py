@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from connector.cli import _kafka, _tables
+from connector.cli.composition import kafka as kafka_of
+from connector.cli.composition import tables as tables_of
 from connector.observability.health import Health
 from connector.observability.metrics import ReaderMetrics
 from connector.outbox import Table
@@ -668,8 +669,8 @@ def test_an_outage_does_not_grow_the_ledger(durable_own_kafka: Kafka, database: 
         ReaderOptions(
             settings.database_url,
             settings.replication_url,
-            _kafka(settings),
-            _tables(settings),
+            kafka_of(settings),
+            tables_of(settings),
             settings.slot_name,
             settings.publication_name,
             settings.topics,

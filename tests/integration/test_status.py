@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from connector.cli import _status_options
+from connector.cli.composition import status_options
 from connector.demo.embedded import free_port, spawn
 from connector.enqueue import Outbox
 from connector.ops.flow import Flow, Look
@@ -36,7 +36,7 @@ def env(connector_env: dict[str, str]) -> dict[str, str]:
 def status_of(env: dict[str, str], **variables: str) -> Any:
     """Return what `status --json` would print, decoded."""
     settings = load_settings(env | variables, needs=frozenset({"database", "kafka"}))
-    status = Status(_status_options(settings))
+    status = Status(status_options(settings))
     try:
         return json.loads(as_json(status.look()))
     finally:
@@ -115,7 +115,7 @@ def test_people_get_a_table(env: dict[str, str], database: Database, topic: str)
     """Without `--json` the same is said in lines that start with what they are about."""
     with database.connect() as connection:
         enqueue(connection, topic, "key", 1, 2)
-    status = Status(_status_options(load_settings(env, needs=frozenset({"database", "kafka"}))))
+    status = Status(status_options(load_settings(env, needs=frozenset({"database", "kafka"}))))
     lines = as_lines(status.look())
     status.close()
     assert [line.split()[0] for line in lines] == ["outbox", "oldest", "slot", "consumer"]
@@ -210,7 +210,7 @@ def test_watching_tells_rates_latency_retries_and_deaths(
     durable_kafka: Kafka, env: dict[str, str], database: Database, topic: str, connector: Callable[..., Process]
 ) -> None:
     """From the second look on it tells what passes each stage a second, and all along what waits and what died."""
-    flow = Flow(_status_options(load_settings(env, needs=frozenset({"database", "kafka"}))))
+    flow = Flow(status_options(load_settings(env, needs=frozenset({"database", "kafka"}))))
     is_streaming(connector("reader"))
     connector("sink")
     with database.connect() as connection:

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import pytest
 
-from connector.cli import _parser
+from connector.cli import parser
 from tests.services import Process
 
 PLANTED: Mapping[str, str] = {
@@ -101,7 +101,7 @@ def everything(process: Process) -> list[tuple[str, str]]:
 
 def test_every_command_is_searched() -> None:
     """A command that is new must be named here."""
-    choices = next(action.choices for action in _parser()._actions if action.choices is not None)
+    choices = next(action.choices for action in parser()._actions if action.choices is not None)
     assert set(choices) - ELSEWHERE == COMMANDS.keys()
 
 
