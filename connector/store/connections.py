@@ -45,6 +45,8 @@ _SERVER_CLASSES: Final = frozenset(
     "00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F"  # noqa: SIM905 - a table
     " 40 42 53 55 57 58 72 F0 HV XX".split()
 )
+# A chat message has no place in a log. The message itself names the constraint, or the column.
+_DETAILED_BY_THE_WHOLE_ROW: Final = frozenset({"23502", "23514"})
 _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 _UNPREPARED: Final = frozenset({"26000", "42P05"})
 
@@ -129,7 +131,8 @@ def is_pooler_trouble(error: psycopg.Error) -> bool:
 
 
 def describe(error: psycopg.Error) -> str:
-    """Return the server's words for an error: message, detail and SQLSTATE, on one line."""
-    parts = [error.diag.message_primary or str(error).strip(), error.diag.message_detail or ""]
+    """Return the server's words for an error: message, detail and SQLSTATE, on one line; no row's content."""
+    detail = "" if error.sqlstate in _DETAILED_BY_THE_WHOLE_ROW else error.diag.message_detail or ""
+    parts = [error.diag.message_primary or str(error).strip(), detail]
     text = " ".join(part for part in parts if part).replace("\n", " ")
     return f"{text} (SQLSTATE {error.sqlstate})" if error.sqlstate else text

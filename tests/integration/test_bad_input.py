@@ -295,6 +295,7 @@ def test_a_row_that_the_database_refuses_is_retried_then_dead_and_its_neighbours
     row = outbox.row(bad)
     assert row.retry_count == 2
     assert reason in (row.last_error or "")
+    assert str(PAYLOAD["message_content"]) not in (row.last_error or "") + sink.stderr
     wait_for(outbox, behind, "consumed")
     assert sorted(outbox.history()) == [before, behind, other]
     assert outbox.row(behind).retry_count == 0
