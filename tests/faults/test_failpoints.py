@@ -119,6 +119,8 @@ CRASHES = {
 @pytest.mark.parametrize("point", Point, ids=str)
 def test_a_crash_or_an_error_at_any_point_loses_doubles_and_reorders_nothing(pipeline: Pipeline, point: Point) -> None:
     """SIGKILL at the point, then an error at it: after each the next process makes up for it."""
+    if point is Point.FAILURES_WRITTEN and not pipeline.kafka.durable:
+        pytest.skip("the embedded broker refuses no topic; needs Apache Kafka")
     crash = CRASHES[point]
     for action, code in (("kill", -9), ("raise", 1)):
         crash.stage(pipeline)
