@@ -257,7 +257,8 @@ class Machine(RuleBasedStateMachine):
         self.outcome = model.settle(self.rows, batch, self._now(), strict=self.strict)
         self.open = ExitStack()
         self.open.enter_context(self.sink.connection.transaction())
-        self.locked = {delivery.outbox_id for delivery in batch}
+        # What the batch leaves as it is, such as a stale copy's failure, it does not keep locked.
+        self.locked = {n for n, row in self.outcome.rows.items() if row != self.rows[n]}
         result = _settle(self.sink, batch)
         assert {outcome.outbox_id: outcome.what for outcome in result.outcomes} == self.outcome.outcomes
         dead = {settled.outbox_id: settled.dead for settled in result.settled}
