@@ -169,8 +169,7 @@ class Sink:
             try:
                 missing = self._connected().missing_tables()
             except psycopg.Error as error:
-                problem = f"PostgreSQL: {describe(error)}"
-                self._disconnect()
+                problem = f"PostgreSQL: {self._problem_of(error)}"
             if problem is None and missing:
                 problem = f"there is no table {', '.join(missing)}: run `outbox-connector setup`"
             self._database_problem = problem
@@ -230,10 +229,9 @@ class Sink:
         except KafkaException as error:
             _log.warning("offsets_not_compared", error=error.args[0].str())
         except psycopg.Error as error:
-            problem = describe(error)
-            if problem != self._database_problem:
-                _log.warning("database_away", error=problem)
-            self._database_problem = problem
+            known = self._database_problem
+            if self._problem_of(error) != known:
+                _log.warning("database_away", error=self._database_problem)
 
     def _disconnect(self) -> None:
         if self._settlement is not None:

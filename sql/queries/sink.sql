@@ -36,36 +36,45 @@ locked as materialized (
      order by o.id
        for update of o
 ),
-waiting as materialized (
-    select l.id, l.topic, l.message_key, earlier.due
-      from locked as l
-      join incoming as i on i.outbox_id = l.id
-      cross join lateral (
-          select max(e.next_retry_at) as due
-            from {outbox} as e
-            left join incoming as ahead on ahead.outbox_id = e.id
-           where e.message_key = l.message_key
-             and e.topic = l.topic
-             and e.id < l.id
-             and e.next_retry_at is not null
-             and e.status in ('pending', 'published')
-             and (ahead.place is null or ahead.place > i.place)
-      ) as earlier
+unsettled as materialized (
+    -- Rows of these keys that wait for a retry, or behind one; `place` is theirs in this batch. Whether there are any at all is
+    -- asked once a batch: on a good day there are none, and nothing else here is looked at.
+    select e.id, e.topic, e.message_key, e.next_retry_at as due, ahead.place
+      from (select distinct l.topic, l.message_key from locked as l) as k
+      join {outbox} as e on e.message_key = k.message_key and e.topic = k.topic
+      left join incoming as ahead on ahead.outbox_id = e.id
      where %(strict)s
-       -- Asked once a batch: on a good day no row waits for a retry, and nothing else here is looked at.
        and (select exists (select from {outbox} as any_unsettled
                             where any_unsettled.next_retry_at is not null
                               and any_unsettled.status in ('pending', 'published')))
-       and l.status in ('pending', 'published')
-       and earlier.due is not null
+       and e.next_retry_at is not null
+       and e.status in ('pending', 'published')
+),
+waiting as materialized (
+    -- Rows with an earlier one of their key that is unsettled, and elsewhere or behind them in this batch.
+    select line.id, max(line.due) as due
+      from (select along.id, along.ours, max(along.due) over (partition by along.topic, along.message_key order by along.id) as due
+              from (select u.id, u.topic, u.message_key, u.due, false as ours from unsettled as u where u.place is null
+                    union all
+                    select l.id, l.topic, l.message_key, null, true from locked as l
+                     where l.status in ('pending', 'published') and (select exists (select from unsettled))) as along
+            union all
+            select l.id, true, u.due
+              from unsettled as u
+              join locked as l on l.message_key = u.message_key and l.topic = u.topic and l.id > u.id
+              join incoming as i on i.outbox_id = l.id and i.place < u.place
+             where l.status in ('pending', 'published')) as line
+     where line.ours and line.due is not null
+     group by line.id
 ),
 held as materialized (
     -- What waits holds back all that follow it in its key, also those that are in this batch with it.
-    select l.id, max(w.due) as due
-      from waiting as w
-      join locked as l on l.message_key = w.message_key and l.topic = w.topic and l.id >= w.id
-     where l.status in ('pending', 'published')
-     group by l.id
+    select along.id, along.due
+      from (select l.id, l.status, max(w.due) over (partition by l.topic, l.message_key order by l.id) as due
+              from locked as l
+              left join waiting as w on w.id = l.id
+             where (select exists (select from waiting))) as along
+     where along.due is not null and along.status in ('pending', 'published')
 ),
 accepted as materialized (
     select i.*
