@@ -99,10 +99,12 @@ def test_every_message_is_stored_once_and_in_order(namespace: Namespace, disturb
 
 def test_the_doctor_finds_nothing_wrong(namespace: Namespace) -> None:
     """What the README has a user run to verify it says that everything is in order."""
+    namespace.await_ready()
     assert namespace.in_reader("outbox-connector", "doctor")
 
 
 def test_the_reader_beside_the_database_is_ready(namespace: Namespace) -> None:
     """The reader in PostgreSQL's pod reaches the database and Kafka."""
+    namespace.await_ready()
     page = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/readyz').read().decode())"
     assert json.loads(namespace.in_reader("python", "-c", page))["ok"] is True
