@@ -273,7 +273,8 @@ def test_the_estimate_of_all_rows_reads_no_row(session: Connection) -> None:
     """`estimate_all_rows` asks the catalog, and is about right, whatever has been analysed and when."""
     statement = TABLES.query("gauges", "estimate_all_rows")
     (estimate,) = session.execute(statement, {"outbox": str(TABLES.outbox)}).fetchone() or (0,)
-    assert estimate == pytest.approx(ROWS, rel=0.2)
+    # What other tests have left dead in the table counts until it is vacuumed.
+    assert ROWS / 2 < estimate < ROWS * 2
     check(plan_of(session, statement.as_string(session), {"outbox": str(TABLES.outbox)}))
 
 
