@@ -59,7 +59,7 @@ class Subscription:
         """Return up to so many messages, waiting so long for the first and not at all for the others.
 
         Raises:
-            ServiceUnavailable: the consumer is at its end, for example because another one took its static membership.
+            ServiceUnavailable: the consumer is at its end, as when another one took its static membership.
         """
         messages, self._kept = self._kept, []
         if not messages:
@@ -73,8 +73,13 @@ class Subscription:
         error = message.error()
         if error is None:
             return True
-        if error.fatal():
-            raise ServiceUnavailable(f"the consumer cannot go on: {error.str()} ({error.name()})")
+        # The flag that `fatal()` tells is not set on an error that comes as a message.
+        if error.name() == "_FATAL":
+            raise ServiceUnavailable(
+                f"the consumer cannot go on, and must be started again: {error.str()} ({error.name()});"
+                " if it is fenced, its place in the group was given away while Kafka was away,"
+                " or another sink has the same CONNECTOR_POD_NAME"
+            )
         self.problem = f"topic {message.topic()}: {error.str()} ({error.name()})"
         _log.warning("consumer_error", error=self.problem)
         self._on_error(error)
@@ -155,9 +160,13 @@ class Subscription:
             self._consumer.resume(self._consumer.assignment())
 
     def idle(self, seconds: float) -> None:
-        """Stay in the group without taking messages; what had arrived before is kept for the next `take`."""
+        """Stay in the group without taking messages; what had arrived before is kept for the next `take`.
+
+        Raises:
+            ServiceUnavailable: as `take`.
+        """
         message = self._consumer.poll(seconds)
-        if message is not None:
+        if message is not None and self._is_message(message):
             self._kept.append(message)
 
     def close(self, within: float) -> None:

@@ -399,6 +399,20 @@ def test_a_named_sink_that_restarts_moves_no_partitions(
     assert len(events(second, "partitions_assigned")) + len(events(second, "partitions_revoked")) == seen
 
 
+def test_a_sink_whose_name_another_one_takes_ends_and_says_so(
+    outbox: OutboxTable, reader: Reader, connector: Callable[..., Process]
+) -> None:
+    """A consumer that is fenced is of no use any more: its sink ends, so that it is started again."""
+    first = connector("sink", CONNECTOR_POD_NAME="sink-0")
+    assigned(first)
+    second = connector("sink", CONNECTOR_POD_NAME="sink-0")
+    assigned(second)
+    assert first.wait() == 69
+    assert "CONNECTOR_POD_NAME" in first.stderr
+    (row,) = reader.enqueue()
+    wait_for(outbox, row)
+
+
 # --- readiness -------------------------------------------------------------------------------------------------------
 
 
