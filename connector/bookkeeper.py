@@ -36,6 +36,7 @@ _QUIET_SECONDS = 10.0
 _UNSEEN_SECONDS = 5.0
 _UNSEEN_PAUSE = 0.02
 _LONGEST_RECONNECT_WAIT = 5.0
+_AWAY_SECONDS = 2.0
 
 _log = get_logger("reader")
 
@@ -149,17 +150,21 @@ class Bookkeeper(threading.Thread):
         self._idle = idle
 
     def drain(self, within: float) -> bool:
-        """Write everything now, and wait for it; tell whether all of it is written."""
-        deadline = time.monotonic() + within
+        """Write everything now, and wait for it; tell whether all of it is written.
+
+        A database that is away is not waited for: what it has not recorded comes again, and changes nothing.
+        """
+        began = time.monotonic()
+        deadline = began + within
         with self._condition:
             self._draining = True
             self._serving = False
             self._condition.notify()
             while self._pending_writes() and self.is_alive():
-                left = deadline - time.monotonic()
-                if left <= 0:
+                now = time.monotonic()
+                if now >= deadline or (self.problem is not None and now > began + _AWAY_SECONDS):
                     return False
-                self._condition.wait(min(left, 0.2))
+                self._condition.wait(min(deadline - now, 0.2))
             return not self._pending_writes()
 
     def close(self) -> None:

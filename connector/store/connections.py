@@ -79,14 +79,18 @@ def connect(
         client_encoding="UTF8",
         **watchful(url),
     )
-    connection.execute(
-        _SESSION.format(
-            statement=round(statement_seconds * 1000),
-            lock=round(lock_seconds * 1000),
-            idle=round(idle_in_transaction_seconds * 1000),
-        ).as_string(connection),
-        prepare=False,
-    )
+    try:
+        connection.execute(
+            _SESSION.format(
+                statement=round(statement_seconds * 1000),
+                lock=round(lock_seconds * 1000),
+                idle=round(idle_in_transaction_seconds * 1000),
+            ).as_string(connection),
+            prepare=False,
+        )
+    except psycopg.Error:
+        connection.close()
+        raise
     return connection
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -532,6 +533,25 @@ def test_a_crash_of_the_database_is_survived(
         assert in_order(tap.sent)
     eventually(lambda: readiness(reader) == 200, within=15, what="readiness")
     assert reader.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_reader_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone(
+    own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
+) -> None:
+    """PostgreSQL ends together with the sidecar: what cannot be written any more is given up in seconds."""
+    env = environment(own_database, kafka, topic)
+    set_up(env)
+    reader = is_streaming(Process("reader", env=env).start())
+    with closing(own_database.connect()) as app, closing(own_database.connect()) as blocker:
+        blocker.execute(f"begin; lock table {PROGRESS}")
+        tap.has(some(app, topic))
+        # Its position cannot be recorded any more.
+        own_postgres.stop("immediate")
+    reader.wait_for_log("bookkeeping_interrupted")
+    assert reader.stop(within=8) == 0
+    own_postgres.start()
+    is_streaming(Process("reader", env=env).start())
 
 
 @pytest.mark.slow
