@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 _COORDINATOR_BUSY: Final = frozenset(
@@ -99,6 +99,23 @@ class Admin:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
         return made
+
+    def require_leaders(self, topics: Sequence[str], timeout: float = 5) -> None:
+        """Make sure that topics are known and each of their partitions is led; those hidden from this client pass.
+
+        Raises:
+            KafkaException: a topic is not known yet, or a partition has no leader that answers.
+        """
+        if not topics:
+            return
+        partitions = []
+        for topic, future in self._client.describe_topics(TopicCollection([*topics]), request_timeout=timeout).items():
+            try:
+                partitions += [(topic, partition.id) for partition in future.result().partitions]
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise
+        self.log_ranges(partitions, timeout)
 
     def topic_settings(self, topics: Iterable[str], timeout: float = 5) -> dict[str, dict[str, str]]:
         """Return the settings of each topic that the cluster tells about; none for those it does not."""

@@ -16,8 +16,8 @@ from connector.store.connections import describe
 T = TypeVar("T")
 
 
-def before(deadline: float, what: str, attempt: Callable[[], T]) -> T:
-    """Try until it works or the deadline, on the monotonic clock, is over.
+def before(deadline: float, what: str, attempt: Callable[[], T], *, pause: float = 0.5) -> T:
+    """Try every `pause` seconds until it works or the deadline, on the monotonic clock, is over.
 
     Raises:
         ServiceUnavailable: it never worked.
@@ -29,4 +29,4 @@ def before(deadline: float, what: str, attempt: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 text = describe(error) if isinstance(error, psycopg.Error) else str(error)
                 raise ServiceUnavailable(f"{what} stayed away past the start deadline: {text}") from error
-            time.sleep(0.5)
+            time.sleep(pause)

@@ -136,14 +136,15 @@ def _topics(options: SetupOptions, deadline: float, say: Callable[[str], None]) 
     admin = options.kafka.admin()
     there = before(deadline, "Kafka", lambda: admin.topics(timeout=5))
     wanted = [*options.topics, options.dead_letter_topic]
+    missing = [topic for topic in wanted if topic not in there]
     try:
-        made = admin.create_topics(
-            [topic for topic in wanted if topic not in there], options.topic_partitions, options.topic_replication
-        )
+        made = admin.create_topics(missing, options.topic_partitions, options.topic_replication)
     except KafkaException as error:
         raise SetupRequired(
             f"Kafka refuses to create a topic: {error.args[0].str()}."
             f" Create {', '.join(wanted)} by hand, or let this client"
         ) from error
+    # What the controller has made the brokers learn a moment later; until then nobody finds it, and `doctor` fails.
+    before(deadline, f"a leader of {', '.join(missing)}", lambda: admin.require_leaders(missing), pause=0.02)
     for topic in wanted:
         say(f"topic {topic}: {'created' if topic in made else 'there'}")

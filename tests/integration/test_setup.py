@@ -12,11 +12,21 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+)
 from psycopg import sql
 from psycopg.rows import dict_row
 
 from connector import AsyncOutbox, Outbox
+from connector.cli.composition import setup_options
 from connector.outbox import Table
+from connector.settings import load_settings
 from connector.store.queries import Tables, sql_directory
 from connector.store.schema import PUBLISHED_COLUMNS, publication_state
 from tests.integration.scenario import OUTBOX, PROGRESS, Connection, Tap, catch_up_owed, is_streaming, one, set_up
@@ -104,22 +114,30 @@ def test_setup_says_what_it_made(connector_env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "code"),
+    "variables",
     [
-        ({"CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, 69),
-        ({"CONNECTOR_DATABASE_URL": "postgresql://postgres@127.0.0.1:1/none"}, 69),
-        ({"CONNECTOR_TOPIC_REPLICATION": "3"}, 78),
+        {"CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"},
+        {"CONNECTOR_DATABASE_URL": "postgresql://postgres@127.0.0.1:1/none"},
     ],
-    ids=["no Kafka", "no PostgreSQL", "more replicas than brokers"],
+    ids=["Kafka", "PostgreSQL"],
 )
-def test_setup_tells_a_service_that_is_away_from_one_that_refuses(
-    connector_env: dict[str, str], variables: dict[str, str], code: int
+def test_a_service_that_stays_away_from_setup_is_named(
+    connector_env: dict[str, str], variables: dict[str, str]
 ) -> None:
-    """Away past the deadline is 69, refused is 78; either way the words name what it was."""
+    """Away past the deadline is exit code 69."""
     process = Process("setup", env=connector_env | {"CONNECTOR_START_DEADLINE_SECONDS": "1"} | variables).start()
-    assert process.wait(40) == code
+    assert process.wait(40) == 69
     assert "Traceback" not in process.stderr
     assert "Kafka" in process.stderr or "PostgreSQL" in process.stderr
+
+
+def test_topics_that_kafka_refuses_to_make_are_named(durable_kafka: Kafka, connector_env: dict[str, str]) -> None:
+    """More replicas than there are brokers are a matter of configuration, 78, and Kafka's words are shown."""
+    process = Process("setup", env=connector_env | {"CONNECTOR_TOPIC_REPLICATION": "3"}).start()
+    assert process.wait(40) == 78
+    assert "Traceback" not in process.stderr
+    assert "Kafka refuses" in process.stderr
+    assert connector_env["CONNECTOR_DEAD_LETTER_TOPIC"] in process.stderr
 
 
 def test_a_role_that_may_not_create_is_told_so(database: Database, connector_env: dict[str, str]) -> None:
@@ -263,13 +281,44 @@ def test_topics_are_made_as_the_settings_say_and_left_alone_once_there(
     """Missing topics get the partitions that the settings say; a topic that is there keeps its own."""
     env = connector_env | {"CONNECTOR_TOPICS": f"{topic},{topic}.more", "CONNECTOR_TOPIC_PARTITIONS": "3"}
     said = set_up(env)
-    eventually(lambda: f"{topic}.more" in kafka.admin().list_topics(timeout=5).topics, what="the topics")
     topics = kafka.admin().list_topics(timeout=5).topics
     assert len(topics[f"{topic}.more"].partitions) == 3
     assert len(topics[f"{topic}.dead"].partitions) == 3
     assert len(topics[topic].partitions) == 6
     assert f"topic {topic}: there" in said
     assert f"topic {topic}.more: created" in said
+
+
+def test_topics_can_be_used_as_soon_as_setup_has_made_them(connector_env: dict[str, str], topic: str) -> None:
+    """Whoever asks for a new topic the moment that `setup` returns finds it, and a leader for each partition."""
+    admin = setup_options(load_settings(connector_env, needs=frozenset({"database", "kafka"}))).kafka.admin()
+    for number in range(5):
+        name = f"{topic}.dead-{number}"
+        set_up(connector_env | {"CONNECTOR_DEAD_LETTER_TOPIC": name})
+        assert name in admin.topics()
+        assert len(admin.log_ranges((name, partition) for partition in range(6))) == 6
+
+
+def test_a_topic_that_setup_may_make_but_not_see_is_not_waited_for(
+    durable_kafka: Kafka, connector_env: dict[str, str], topic: str
+) -> None:
+    """An account with Create and without Describe is done once the cluster has made the topic."""
+    hidden = f"{topic}.hidden"
+    resource = (ResourceType.TOPIC, hidden, ResourcePatternType.LITERAL)
+    admin = durable_kafka.admin()
+    rules = [
+        AclBinding(*resource, "User:*", "*", AclOperation.CREATE, AclPermissionType.ALLOW),
+        AclBinding(*resource, "User:*", "*", AclOperation.DESCRIBE, AclPermissionType.DENY),
+    ]
+    for made in admin.create_acls(rules).values():
+        made.result(20)
+    try:
+        said = set_up(connector_env | {"CONNECTOR_DEAD_LETTER_TOPIC": hidden, "CONNECTOR_START_DEADLINE_SECONDS": "20"})
+        assert f"topic {hidden}: created" in said
+    finally:
+        mine = AclBindingFilter(*resource, "User:*", "*", AclOperation.ANY, AclPermissionType.ANY)
+        for deleted in admin.delete_acls([mine]).values():
+            deleted.result(20)
 
 
 # --- setup --print-sql -----------------------------------------------------------------------------------------------
