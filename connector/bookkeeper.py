@@ -35,6 +35,7 @@ _PROGRESS_SECONDS = 1.0
 _QUIET_SECONDS = 10.0
 _UNSEEN_SECONDS = 5.0
 _UNSEEN_PAUSE = 0.02
+_BEHIND_OTHERS_PAUSE = 0.2
 _LONGEST_RECONNECT_WAIT = 5.0
 _AWAY_SECONDS = 2.0
 
@@ -347,6 +348,8 @@ class Bookkeeper(threading.Thread):
             rows = books.due_rows(DUE_AT_ONCE)
             # A full batch says nothing about the next: look again when this one is done.
             next_due = 0.0 if rows else books.seconds_to_next_due()
+            if not rows and next_due is not None and next_due <= 0:
+                next_due = _BEHIND_OTHERS_PAUSE
             with self._condition:
                 self._agenda.looked(time.monotonic(), next_due)
         elif self._idle and now >= self._agenda.sweep_at():

@@ -37,6 +37,12 @@ select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(
             then (extract(epoch from o.next_retry_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint end
   from {outbox} as o
  where o.status = 'pending' and o.next_retry_at is not null and o.next_retry_at <= statement_timestamp()
+   -- A row that nothing has changed was enqueued with its due time, and the stream may not have come to it yet: it must not
+   -- overtake what was enqueued before it and is still to be published.
+   and (o.updated_at <> o.created_at
+        or o.id < coalesce((select min(e.id) from {outbox} as e
+                             where e.status = 'pending' and e.next_retry_at is null and isfinite(e.updated_at)),
+                           9223372036854775807))
  order by o.next_retry_at, o.id
  limit %(limit)s;
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from connector import Outbox
+from tests.faults.pipeline import Pipeline
 from tests.services import Database, Kafka, Process, eventually
 
 CONVERSATIONS = 1_000
@@ -207,6 +208,22 @@ def test_every_message_is_stored_once_and_in_order(
     assert sink.largest_mb < MEMORY_LIMIT_MB
     assert reader.process.stop() == 0
     assert sink.process.stop() == 0
+
+
+@pytest.mark.parametrize("due_in", [-60.0, 1.0], ids=["in the past", "in a second"])
+def test_a_message_with_a_due_time_of_its_own_keeps_its_place_in_its_key(
+    database: Database, kafka: Kafka, topic: str, due_in: float
+) -> None:
+    """Stored at its time, behind a backlog that was enqueued before it and before what was enqueued after it."""
+    with closing(Pipeline(database, kafka, topic)) as pipeline:
+        pipeline.enqueue(500)
+        pipeline.enqueue(1, due_in=due_in)
+        pipeline.enqueue(20)
+        pipeline.start("sink")
+        pipeline.start("reader")
+        pipeline.prove()
+        early = "select count(*) from agent_outbox_messages where consumed_at < created_at + %s * interval '1 second'"
+        assert pipeline.app.execute(f"{early} and id between 1501 and 1503", [due_in]).fetchone() == (0,)
 
 
 def wait_until(seconds: float, *watched: Supervised) -> None:

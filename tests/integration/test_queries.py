@@ -135,7 +135,22 @@ def test_marking_looks_its_rows_up(session: Connection, size: int) -> None:
 
 def test_due_rows_come_from_their_own_index(session: Connection) -> None:
     """`due_rows` reads in due order, just the rows that are due."""
-    check(plan_of(session, reader_query(session, "due_rows"), {"limit": 1_000}), DUE, forbidden=[PENDING])
+    nodes = plan_of(session, reader_query(session, "due_rows"), {"limit": 1_000})
+    check(nodes, DUE)
+    assert [node["Actual Loops"] for node in nodes if node.get("Index Name") == PENDING] == [0]
+
+
+def test_what_a_row_with_a_due_time_of_its_own_must_not_overtake_is_one_entry_of_an_index(session: Connection) -> None:
+    """`due_rows` looks the oldest row up that is still to be published, once, and only for such rows."""
+    session.execute(
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, next_retry_at)"
+        " select 'b', 't', 'k', '{}', now() - interval '1 hour' from generate_series(1, 20)"
+    )
+    nodes = plan_of(session, reader_query(session, "due_rows"), {"limit": 1_000})
+    check(nodes, DUE, PENDING)
+    assert [(node["Actual Loops"], node["Actual Rows"]) for node in nodes if node.get("Index Name") == PENDING] == [
+        (1, 1)
+    ]
 
 
 def test_the_next_due_time_is_one_entry_of_an_index(session: Connection) -> None:

@@ -264,6 +264,20 @@ def test_a_row_enqueued_for_later_is_published_then(reader: Process, app: Connec
     all_published(app)
 
 
+def test_a_row_with_a_due_time_of_its_own_overtakes_nothing_that_was_enqueued_before_it(
+    app: Connection, connector: Start, tap: Tap, topic: str
+) -> None:
+    """Due already when a reader begins, it is published after the rows that the stream has still to bring."""
+    enqueue_many(app, topic, 3_000, keys=1)
+    (due,) = enqueue(app, topic, "key-0", 0, due_in=-60)
+    enqueue_many(app, topic, 10, keys=1)
+    connector("reader")
+    arrived = [message.outbox_id for message in tap.has(range(1, due + 11))]
+    assert [outbox_id for outbox_id in arrived if outbox_id <= due] == list(range(1, due + 1))
+    all_published(app)
+    assert len(tap.read(0.5)) == due + 10
+
+
 def test_a_retry_that_the_sink_schedules_is_published_when_it_is_due(
     reader: Process, app: Connection, tap: Tap, topic: str
 ) -> None:
