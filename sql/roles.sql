@@ -47,6 +47,7 @@ grant usage on schema {outbox_schema} to outbox_operator;
 grant select, delete on {outbox} to outbox_operator;
 grant update (status, retry_count, max_retry, next_retry_at, updated_at) on {outbox} to outbox_operator;
 grant select, insert on {redrives} to outbox_operator;
+grant select, insert, delete on {letters_under_way} to outbox_operator;
 
 -- The auditor, for `reconcile`: it reads what is to agree, and writes nothing.
 grant usage on schema {outbox_schema}, {history_schema} to outbox_auditor;

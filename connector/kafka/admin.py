@@ -172,18 +172,35 @@ class Admin:
         Raises:
             KafkaException: a partition cannot be asked.
         """
-        wanted = [TopicPartition(topic, partition) for topic, partition in partitions]
+        wanted = list(partitions)
+        first = self._offsets(wanted, OffsetSpec.earliest(), timeout)  # type: ignore[no-untyped-call]
+        end = self._offsets(wanted, OffsetSpec.latest(), timeout)  # type: ignore[no-untyped-call]
+        return {place: (first[place], end[place]) for place in wanted}
+
+    def offsets_at(
+        self, ranges: Mapping[tuple[str, int], tuple[int, int]], moment: float, timeout: float = 10
+    ) -> dict[tuple[str, int], int]:
+        """Return each partition's first offset that is not older than a moment, given its first and end offset.
+
+        Raises:
+            KafkaException: a partition cannot be asked.
+        """
+        spec = OffsetSpec.for_timestamp(max(0, round(moment * 1000)))
+        found = self._offsets(ranges, spec, timeout)
+        # Negative where every message is older.
+        return {
+            place: end if found[place] < 0 else min(end, max(first, found[place]))
+            for place, (first, end) in ranges.items()
+        }
+
+    def _offsets(
+        self, partitions: Iterable[tuple[str, int]], spec: OffsetSpec, timeout: float
+    ) -> dict[tuple[str, int], int]:
+        wanted = {TopicPartition(topic, partition): spec for topic, partition in partitions}
         if not wanted:
             return {}
-        first, end = (
-            self._client.list_offsets(dict.fromkeys(wanted, spec), request_timeout=timeout)
-            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        )
-        ends = {(place.topic, place.partition): future.result().offset for place, future in end.items()}
-        return {
-            (place.topic, place.partition): (future.result().offset, ends[place.topic, place.partition])
-            for place, future in first.items()
-        }
+        answers = self._client.list_offsets(wanted, request_timeout=timeout)
+        return {(place.topic, place.partition): future.result().offset for place, future in answers.items()}
 
 
 def _from_coordinator(ask: Callable[[], Mapping[Any, Any]], timeout: float) -> Any:  # noqa: ANN401 - the library's own

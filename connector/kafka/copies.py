@@ -48,17 +48,17 @@ def find_copies(
         ServiceUnavailable: Kafka stopped answering.
         ConfigurationError: librdkafka refuses an option.
     """
-    ranges = kafka.admin().log_ranges(_partitions(kafka, topic), _ANSWER_SECONDS)
-    if not ranges:
-        # Nor is a consumer made: librdkafka may crash where one is closed that has read nothing.
-        return Copies([], 0, complete=True)
+    admin = kafka.admin()
+    state = admin.topics(_ANSWER_SECONDS).get(topic)
+    partitions = [(topic, number) for number in range(0 if state is None else state.partitions)]
+    ranges = admin.log_ranges(partitions, _ANSWER_SECONDS)
     named = re.compile(rb'"outbox_id"\s*:\s*%d\b' % outbox_id)
     copies: list[Copy] = []
     looked_at, complete = 0, True
     scan = LogScan(kafka, group_id)
     try:
         for since, until in _merged(times):
-            first, last = scan.offsets_at(ranges, since), scan.offsets_at(ranges, until)
+            first, last = admin.offsets_at(ranges, since), admin.offsets_at(ranges, until)
             bound, deadline = looked_at + _MOST_MESSAGES, time.monotonic() + _MOST_SECONDS
             for records in scan.read({partition: (first[partition], last[partition]) for partition in ranges}):
                 looked_at += len(records)
@@ -73,11 +73,6 @@ def find_copies(
     finally:
         scan.close()
     return Copies(_in_order(copies), looked_at, complete=complete)
-
-
-def _partitions(kafka: Kafka, topic: str) -> list[tuple[str, int]]:
-    state = kafka.admin().topics(_ANSWER_SECONDS).get(topic)
-    return [] if state is None else [(topic, partition) for partition in range(state.partitions)]
 
 
 def _merged(times: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from connector.errors import ServiceUnavailable, SetupRequired
+from connector.errors import SetupRequired
 from connector.kafka.clients import Kafka
 from connector.kafka.dead_letters import HEADER_PREFIX
-from connector.kafka.deliveries import Headers, headers_of
+from connector.kafka.deliveries import Fate, Headers, fate_of, headers_of
+from connector.kafka.log_scan import LogScan, Partition
 
-_SILENCE_SECONDS: Final = 20.0
-_SEND_SECONDS: Final = 20.0
-_AT_ONCE: Final = 100
+SEND_SECONDS: Final = 20.0
+"""For how long a few letters are on their way at the most, before they are given up for this time."""
+
+_FROM: Final = "redriven_from"
 
 
 class Letter(NamedTuple):
@@ -36,6 +37,17 @@ class Letter(NamedTuple):
     """Whether its value is whole: one too large for the dead-letter topic was left out."""
 
 
+class Sending(NamedTuple):
+    """What became of letters that were sent: those that Kafka has, those that it has refused, and what went wrong.
+
+    Of a letter that is in neither list Kafka may or may not have a copy.
+    """
+
+    taken: list[Letter]
+    refused: list[Letter]
+    problem: str | None
+
+
 class LetterBox:
     """Reads the letters in no consumer group, and sends them back with the producer that everything is sent with."""
 
@@ -45,87 +57,110 @@ class LetterBox:
         self._topic = topic
         self._producer: Producer | None = None
 
-    def ends(self) -> dict[int, int]:
-        """Return where each partition that holds a letter ends now.
+    def stretches(self) -> dict[Partition, tuple[int, int]]:
+        """Return where the letters lie now: the first offset and the one past the last of each partition.
 
         Raises:
             KafkaException: Kafka does not answer.
             SetupRequired: there is no such topic.
         """
-        admin = self._kafka.admin()
-        state = admin.topics(timeout=5).get(self._topic)
-        if state is None:
+        ranges = self._ranges([self._topic])
+        if not ranges:
             raise SetupRequired(f"there is no dead-letter topic {self._topic}: run `outbox-connector setup`")
-        ranges = admin.log_ranges([(self._topic, partition) for partition in range(state.partitions)])
-        return {partition: end for (_, partition), (first, end) in ranges.items() if end > first}
+        return ranges
 
-    def read(self, ends: dict[int, int]) -> Iterator[list[Letter]]:
-        """Yield the letters before those ends, a few at a time, each partition in its order.
+    def ends(self, topics: Iterable[str]) -> dict[str, dict[int, int]]:
+        """Return where each partition of these topics ends now; nothing for a topic that is not there.
 
         Raises:
-            ServiceUnavailable: Kafka brings none of them for long.
+            KafkaException: Kafka does not answer.
         """
-        consumer = self._kafka.log_reader(f"{self._topic}.redrive", lambda _error: None)
-        try:
-            left = set(ends)
-            consumer.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in sorted(left)])
-            heard = time.monotonic()
-            while left:
-                letters = []
-                first = consumer.poll(0.5)
-                for message in [first, *consumer.consume(_AT_ONCE - 1, 0)] if first is not None else []:
-                    heard = time.monotonic()
-                    partition, offset = message.partition() or 0, message.offset() or 0
-                    error = message.error()
-                    if error is not None:
-                        if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - it has no public name
-                            raise ServiceUnavailable(f"dead-letter topic {self._topic}: {error.str()}")
-                        left.discard(partition)
-                        continue
-                    if offset < ends.get(partition, 0):
-                        letters.append(_letter(message))
-                    if offset + 1 >= ends.get(partition, 0):
-                        left.discard(partition)
-                if letters:
-                    yield letters
-                    heard = time.monotonic()
-                elif time.monotonic() > heard + _SILENCE_SECONDS:
-                    raise ServiceUnavailable(f"dead-letter topic {self._topic}: Kafka brings nothing")
-        finally:
-            consumer.close()
+        ends: dict[str, dict[int, int]] = {topic: {} for topic in topics}
+        for (topic, partition), (_, end) in self._ranges(ends).items():
+            ends[topic][partition] = end
+        return ends
 
-    def send_back(self, letters: Sequence[Letter]) -> tuple[list[Letter], str | None]:
-        """Send letters to their topics, in this order; return those that Kafka has taken, and what went wrong.
+    def _ranges(self, topics: Iterable[str]) -> dict[Partition, tuple[int, int]]:
+        admin = self._kafka.admin()
+        states = admin.topics(timeout=5)
+        return admin.log_ranges(
+            [(topic, number) for topic in topics if topic in states for number in range(states[topic].partitions)]
+        )
+
+    def read(self, stretches: Mapping[Partition, tuple[int, int]]) -> Iterator[list[Letter]]:
+        """Yield the letters of these stretches, a few at a time, each partition in its order.
+
+        Raises:
+            KafkaException, ServiceUnavailable: Kafka brings none of them.
+        """
+        for messages in self._scan(stretches):
+            yield [_letter(message) for message in messages]
+
+    def _scan(self, stretches: Mapping[Partition, tuple[int, int]]) -> Iterator[list[Message]]:
+        scan = LogScan(self._kafka, f"{self._topic}.redrive")
+        try:
+            yield from scan.messages(stretches)
+        finally:
+            scan.close()
+
+    def copied(self, places: Iterable[tuple[int, int]], since: Mapping[str, Mapping[int, int]]) -> set[tuple[int, int]]:
+        """Return those letters, by partition and offset, of which topics hold a copy from these offsets on.
+
+        Raises:
+            KafkaException, ServiceUnavailable: Kafka does not bring what the topics hold.
+        """
+        named = {self._name(*place): place for place in places}
+        stretches = {}
+        for (topic, partition), (first, end) in self._ranges(since).items():
+            begin = since[topic].get(partition, 0)
+            # Beyond the end it was of a topic that has been made anew.
+            stretches[topic, partition] = (first if begin > end else max(first, begin), end)
+        copied = set()
+        for messages in self._scan(stretches):
+            for message in messages:
+                # The last one: a letter that came back before tells of its first time as well.
+                name = dict(headers_of(message)).get(_FROM)
+                if isinstance(name, bytes) and name in named:
+                    copied.add(named[name])
+        return copied
+
+    def send_back(self, letters: Sequence[Letter]) -> Sending:
+        """Send letters to their topics, in this order, and wait for Kafka's answers.
 
         Where each came from stands in its header `redriven_from`, as topic/partition/offset.
         """
         producer = self._producer = self._producer or self._kafka.producer(lambda _error: None)
         taken: list[Letter] = []
-        refused: list[str] = []
+        refused: list[Letter] = []
+        problems: list[str] = []
 
         def sent(letter: Letter, error: KafkaError | None, _message: Message) -> None:
             if error is None:
                 taken.append(letter)
-            else:
-                refused.append(f"topic {letter.topic}: {error.str()} ({error.name()})")
+                return
+            problems.append(f"topic {letter.topic}: {error.str()} ({error.name()})")
+            if fate_of(error) is not Fate.NOT_ITS_FAULT:
+                refused.append(letter)
 
         try:
             for letter in letters:
-                place = ("redriven_from", f"{self._topic}/{letter.partition}/{letter.offset}".encode())
                 producer.produce(
                     letter.topic,
                     letter.value,
                     letter.key,
-                    headers=[*letter.headers, place],
+                    headers=[*letter.headers, (_FROM, self._name(letter.partition, letter.offset))],
                     on_delivery=partial(sent, letter),
                 )
         except (KafkaException, BufferError) as error:
-            refused.append(str(error))
-        if producer.flush(_SEND_SECONDS):
+            problems.append(str(error))
+        if producer.flush(SEND_SECONDS):
             producer.purge()
             producer.flush(1)
-            refused.append("Kafka took no message in time")
-        return taken, refused[0] if refused else None
+            problems.append("Kafka took no message in time")
+        return Sending(taken, refused, problems[0] if problems else None)
+
+    def _name(self, partition: int, offset: int) -> bytes:
+        return f"{self._topic}/{partition}/{offset}".encode()
 
 
 def _letter(message: Message) -> Letter:

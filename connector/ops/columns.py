@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
+
+LONGEST_CELL: Final = 24
+LONGEST_ERROR: Final = 100
+REASONS: Final = 10
+SAMPLES: Final = 5
+"""So many reasons, and messages, are shown of a selection."""
 
 
 def printable(text: str, longest: int) -> str:

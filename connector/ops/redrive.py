@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import psycopg
 
-from connector.ops.columns import printable, table
+from connector.ops.columns import LONGEST_CELL, LONGEST_ERROR, REASONS, SAMPLES, printable, table
 from connector.ops.database import open_database, refusals
 from connector.ops.durations import written
 from connector.ops.progress import Pace, Progress
@@ -28,8 +28,6 @@ RATE: Final = 1_000.0
 STUCK_SECONDS: Final = 600.0
 """How long a row is published before it counts as stuck, unless told otherwise."""
 
-_LONGEST_CELL: Final = 24
-_LONGEST_ERROR: Final = 100
 _LONGEST_REASON: Final = 250
 
 
@@ -59,7 +57,7 @@ def redrive(options: RedriveOptions, out: TextIO, *, really: bool) -> int:
         redrives = Redrives(connection, options.tables)
         started_at = redrives.clock()
         selection = options.selection
-        preview = redrives.preview(selection, started_at)
+        preview = redrives.preview(selection, started_at, reasons=REASONS, samples=SAMPLES)
         out.writelines(f"{line}\n" for line in as_lines(preview, selection))
         out.writelines(f"{line}\n" for line in left_out(selection, redrives.statuses(selection.ids or ())))
         if not preview.rows:
@@ -132,11 +130,11 @@ def as_lines(preview: Preview, selection: Selection) -> Iterator[str]:
         [
             (
                 str(row.outbox_id),
-                printable(row.biz_type, _LONGEST_CELL),
-                printable(row.key, _LONGEST_CELL),
+                printable(row.biz_type, LONGEST_CELL),
+                printable(row.key, LONGEST_CELL),
                 str(row.retry_count),
                 "?" if row.age is None else written(row.age),
-                printable(row.error or "", _LONGEST_ERROR),
+                printable(row.error or "", LONGEST_ERROR),
             )
             for row in preview.samples
         ],

@@ -6,25 +6,26 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 from uuid import uuid4
 
-from connector.errors import ConnectorError
-from connector.kafka import Kafka, Letter, LetterBox
+from connector.errors import ConnectorError, ServiceUnavailable
+from connector.kafka import Kafka, KafkaException, Letter, LetterBox, Partition
 from connector.ops.awaited import before
-from connector.ops.columns import printable, table
+from connector.ops.columns import LONGEST_CELL, LONGEST_ERROR, REASONS, SAMPLES, printable, table
 from connector.ops.database import open_database, refusals
 from connector.ops.durations import written
 from connector.ops.progress import Pace, Progress
+from connector.store.bookkeeping import Connection
 from connector.store.queries import Tables
 from connector.store.redrives import Place, Redrives, Run, SentBack
 
 _MOST_AT_ONCE: Final = 100
-_SAMPLES: Final = 5
-_REASONS: Final = 10
-_LONGEST_CELL: Final = 24
-_LONGEST_ERROR: Final = 100
+_SETTLED_SECONDS: Final = 30.0
+"""After this time Kafka shows whatever an interrupted run had given it: longer than a run waits for an answer, and than
+a replica may be behind and count as in sync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,16 @@ def redrive_letters(options: LetterOptions, out: TextIO, *, really: bool) -> int
     box = LetterBox(options.kafka, options.dead_letter_topic)
     sent = 0
     deadline = time.monotonic() + options.start_deadline_seconds
-    connection = open_database(options.database_url, "outbox-connector redrive", options.start_deadline_seconds)
-    with connection, refusals():
+
+    def connected() -> Connection:
+        return open_database(options.database_url, "outbox-connector redrive", deadline - time.monotonic())
+
+    # What is written on the one is durable while the other one's transaction keeps the lock.
+    with connected() as connection, connected() as locking, refusals(), _kafka_refusals():
         redrives = Redrives(connection, options.tables)
         run = Run(uuid4(), options.redriven_by, options.reason, redrives.clock())
-        ends = before(deadline, "Kafka", box.ends)
-        found = _look(options, box, ends, redrives, run)
+        stretches = before(deadline, "Kafka", box.stretches)
+        found = _look(options, box, stretches, redrives, run)
         out.writelines(f"{line}\n" for line in _as_lines(found, run))
         if not found.letters:
             return 0
@@ -81,73 +86,127 @@ def redrive_letters(options: LetterOptions, out: TextIO, *, really: bool) -> int
             return 0
         out.flush()
         progress = Progress(out, "sent back", found.letters)
+        sender = _Sender(out, options, box, redrives, Redrives(locking, options.tables), run)
         try:
-            for number in _batches(options, box, ends, redrives, run):
+            for number in sender.batches(stretches):
                 sent += number
                 progress.add(number)
         finally:
             progress.close()
             out.write(f"{_count(sent)} sent back in {progress.seconds:.1f} s\n")
+            if sender.found:
+                out.write(f"{_count(sender.found)} of these had been sent by a run that was interrupted\n")
             out.flush()
     return sent
 
 
-def _look(options: LetterOptions, box: LetterBox, ends: dict[int, int], redrives: Redrives, run: Run) -> _Found:
+@contextmanager
+def _kafka_refusals() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise ServiceUnavailable(
+            f"Kafka: {error.args[0].str()}. What was done is done; run it again for the rest"
+        ) from error
+
+
+def _look(
+    options: LetterOptions, box: LetterBox, stretches: dict[Partition, tuple[int, int]], redrives: Redrives, run: Run
+) -> _Found:
     found = _Found()
-    for letters in box.read(ends):
+    for letters in box.read(stretches):
         wanted = [letter for letter in letters if _is_selected(letter, options, run)]
         done = redrives.sent_back(options.dead_letter_topic, [_place(letter) for letter in wanted])
         for letter in wanted:
             obstacle = _obstacle(letter, options)
-            if (letter.partition, letter.offset) in done:
+            if _where(letter) in done:
                 found.sent_before += 1
             elif obstacle is not None:
                 found.left[obstacle] += 1
             else:
                 found.letters += 1
                 found.reasons[re.sub(r"\b\d+\b", "N", letter.reason[:300])] += 1
-                if len(found.samples) < _SAMPLES:
+                if len(found.samples) < SAMPLES:
                     found.samples.append(letter._replace(value=None))
     return found
 
 
-def _batches(
-    options: LetterOptions, box: LetterBox, ends: dict[int, int], redrives: Redrives, run: Run
-) -> Iterator[int]:
-    pace = Pace(options.rate, _MOST_AT_ONCE)
-    for letters in box.read(ends):
-        wanted = [
-            letter for letter in letters if _is_selected(letter, options, run) and _obstacle(letter, options) is None
-        ]
-        for start in range(0, len(wanted), pace.batch):
-            sent, problem = _send(options, box, redrives, run, wanted[start : start + pace.batch])
-            yield sent
-            if problem is not None:
-                raise ConnectorError(f"Kafka did not take every letter: {problem}. What it took is recorded")
-            pace.keep(sent)
+@dataclass(slots=True)
+class _Sender:
+    """Sends letters, a batch at a time: written down, sent, recorded. `lock` has a connection of its own."""
 
+    out: TextIO
 
-def _send(
-    options: LetterOptions, box: LetterBox, redrives: Redrives, run: Run, letters: list[Letter]
-) -> tuple[int, str | None]:
-    """Send what was not sent before, and record what Kafka has taken; return how much that is, and what went wrong."""
-    with redrives.letters():
-        done = redrives.sent_back(options.dead_letter_topic, [_place(letter) for letter in letters])
-        taken, problem = box.send_back([letter for letter in letters if (letter.partition, letter.offset) not in done])
+    options: LetterOptions
+    box: LetterBox
+    redrives: Redrives
+    lock: Redrives
+    run: Run
+    found: int = 0
+    """How many an interrupted run had sent already."""
+
+    def batches(self, stretches: dict[Partition, tuple[int, int]]) -> Iterator[int]:
+        """Yield how many letters were sent, batch by batch, those that an interrupted run had sent among them."""
+        pace = Pace(self.options.rate, _MOST_AT_ONCE)
+        for letters in self.box.read(stretches):
+            wanted = [
+                letter
+                for letter in letters
+                if _is_selected(letter, self.options, self.run) and _obstacle(letter, self.options) is None
+            ]
+            for start in range(0, len(wanted), pace.batch):
+                with self.lock.letters():
+                    sent, problem = self._send(wanted[start : start + pace.batch])
+                yield sent
+                if problem is not None:
+                    raise ConnectorError(f"Kafka did not take every letter: {problem}. What it took is recorded")
+                pace.keep(sent)
+
+    def _send(self, letters: list[Letter]) -> tuple[int, str | None]:
+        """Send what was not sent before; return how much that is, and what went wrong."""
+        topic, redrives = self.options.dead_letter_topic, self.redrives
+        done = redrives.sent_back(topic, [_place(letter) for letter in letters])
+        letters = [letter for letter in letters if _where(letter) not in done]
+        found = self._find(letters)
+        left = [letter for letter in letters if _where(letter) not in found]
+        ends = self.box.ends({letter.topic for letter in left})
+        redrives.announce_letters(topic, [_sent_back(letter) for letter in left], ends)
+        sending = self.box.send_back(left)
         redrives.record_letters(
-            run,
-            options.dead_letter_topic,
-            [
-                SentBack(
-                    _place(letter),
-                    letter.topic,
-                    None if letter.key is None else letter.key.decode("utf-8", "replace"),
-                    letter.reason,
-                )
-                for letter in taken
-            ],
+            self.run,
+            topic,
+            [_sent_back(letter) for letter in sending.taken],
+            [_place(letter) for letter in sending.refused],
         )
-    return len(taken), problem
+        self.found += len(found)
+        return len(found) + len(sending.taken), sending.problem
+
+    def _find(self, letters: list[Letter]) -> set[tuple[int, int]]:
+        """Record those of these letters that an interrupted run has sent, and return them."""
+        topic, places = self.options.dead_letter_topic, [_place(letter) for letter in letters]
+        told = False
+        while under_way := self.redrives.under_way(topic, places):
+            youngest = min(letter.age for letter in under_way.values())
+            if youngest >= _SETTLED_SECONDS:
+                break
+            if not told:
+                self.out.write("A run was interrupted while it sent some of them: waiting until Kafka shows which\n")
+                self.out.flush()
+                told = True
+            time.sleep(min(1.0, _SETTLED_SECONDS - youngest))
+        if not under_way:
+            return set()
+        since: dict[str, dict[int, int]] = {}
+        for letter in letters:
+            if (known := under_way.get(_where(letter))) is not None:
+                of_topic = since.setdefault(letter.topic, dict(known.ends))
+                for partition, end in known.ends.items():
+                    of_topic[partition] = min(end, of_topic.get(partition, end))
+        copied = self.box.copied(under_way, since)
+        self.redrives.record_letters(
+            self.run, topic, [_sent_back(letter) for letter in letters if _where(letter) in copied]
+        )
+        return copied
 
 
 def _is_selected(letter: Letter, options: LetterOptions, run: Run) -> bool:
@@ -163,14 +222,23 @@ def _is_selected(letter: Letter, options: LetterOptions, run: Run) -> bool:
 
 def _obstacle(letter: Letter, options: LetterOptions) -> str | None:
     if letter.topic not in options.topics:
-        return f"of topic {printable(letter.topic, _LONGEST_ERROR)!r}, which is not in CONNECTOR_TOPICS"
+        return f"of topic {printable(letter.topic, LONGEST_ERROR)!r}, which is not in CONNECTOR_TOPICS"
     if not letter.complete:
         return "whose value was too large for the dead-letter topic: the original lies where their headers say"
     return None
 
 
+def _where(letter: Letter) -> tuple[int, int]:
+    return letter.partition, letter.offset
+
+
 def _place(letter: Letter) -> Place:
     return Place(letter.partition, letter.offset, letter.time)
+
+
+def _sent_back(letter: Letter) -> SentBack:
+    key = None if letter.key is None else letter.key.decode("utf-8", "replace")
+    return SentBack(_place(letter), letter.topic, key, letter.reason)
 
 
 def _as_lines(found: _Found, run: Run) -> Iterator[str]:
@@ -178,9 +246,9 @@ def _as_lines(found: _Found, run: Run) -> Iterator[str]:
     if found.letters:
         yield ""
         yield f"{'letters':>10}  reason"
-        for reason, letters in found.reasons.most_common(_REASONS):
-            yield f"{letters:>10,}  {printable(reason, _LONGEST_ERROR)}"
-        if others := found.letters - sum(letters for _, letters in found.reasons.most_common(_REASONS)):
+        for reason, letters in found.reasons.most_common(REASONS):
+            yield f"{letters:>10,}  {printable(reason, LONGEST_ERROR)}"
+        if others := found.letters - sum(letters for _, letters in found.reasons.most_common(REASONS)):
             yield f"{others:>10,}  others"
         yield ""
         yield from table(
@@ -189,10 +257,10 @@ def _as_lines(found: _Found, run: Run) -> Iterator[str]:
                 (
                     str(letter.partition),
                     str(letter.offset),
-                    printable(letter.topic, _LONGEST_CELL),
-                    printable((letter.key or b"").decode("utf-8", "replace"), _LONGEST_CELL),
+                    printable(letter.topic, LONGEST_CELL),
+                    printable((letter.key or b"").decode("utf-8", "replace"), LONGEST_CELL),
                     written(run.started_at.timestamp() - letter.time / 1000),
-                    printable(letter.reason, _LONGEST_ERROR),
+                    printable(letter.reason, LONGEST_ERROR),
                 )
                 for letter in found.samples
             ],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -88,6 +89,16 @@ class SentBack(NamedTuple):
     error: str
 
 
+class UnderWay(NamedTuple):
+    """A letter that an interrupted run may have sent.
+
+    `ends` tells where each partition of its topic ended before, `age` for how many seconds it is known.
+    """
+
+    ends: Mapping[int, int]
+    age: float
+
+
 class Redrives:
     """The statements of `redrive` on one connection."""
 
@@ -102,7 +113,7 @@ class Redrives:
         assert record is not None
         return record[0]  # type: ignore[no-any-return]
 
-    def preview(self, selection: Selection, started_at: datetime, *, reasons: int = 10, samples: int = 5) -> Preview:
+    def preview(self, selection: Selection, started_at: datetime, *, reasons: int, samples: int) -> Preview:
         """Count what would be moved, and show some of it; changes nothing."""
         with self.connection.transaction():
             self.connection.execute("set transaction isolation level repeatable read, read only")
@@ -140,7 +151,7 @@ class Redrives:
 
     @contextmanager
     def letters(self) -> Iterator[None]:
-        """Keep every other command from sending letters back, in one transaction with what is recorded of them."""
+        """Keep every other command from sending letters back; a transaction is open on this connection meanwhile."""
         with self.connection.transaction():
             self.connection.execute(self._tables.query("redrive", "lock_letters"))
             yield
@@ -152,20 +163,47 @@ class Redrives:
         )
         return {(partition, offset) for partition, offset in records}
 
-    def record_letters(self, run: Run, topic: str, letters: Sequence[SentBack]) -> None:
-        """Record letters that were sent back, in the caller's transaction."""
+    def under_way(self, topic: str, places: Sequence[Place]) -> dict[tuple[int, int], UnderWay]:
+        """Return those of these letters that an interrupted run may have sent, by partition and offset."""
+        records = self.connection.execute(
+            self._tables.query("redrive", "letters_under_way"), {"letter_topic": topic, **_columns(places)}
+        )
+        return {
+            (partition, offset): UnderWay({int(number): end for number, end in ends.items()}, age)
+            for partition, offset, ends, age in records
+        }
+
+    def announce_letters(self, topic: str, letters: Sequence[SentBack], ends: Mapping[str, Mapping[int, int]]) -> None:
+        """Write down, durably, that these letters are about to be sent, and where each topic ends until then."""
+        places = [letter.place for letter in letters]
+        texts = {name: json.dumps(of) for name, of in ends.items()}
+        arguments = {"letter_topic": topic, "ends": [texts[letter.topic] for letter in letters], **_columns(places)}
+        with self.connection.transaction():
+            self._forget_letters(topic, places)
+            self.connection.execute(self._tables.query("redrive", "announce_letters"), arguments)
+
+    def record_letters(self, run: Run, topic: str, letters: Sequence[SentBack], refused: Sequence[Place] = ()) -> None:
+        """Record letters that were sent back, and forget that they, and those refused, were about to be sent."""
+        places = [letter.place for letter in letters]
+        with self.connection.transaction():
+            self._forget_letters(topic, [*places, *refused])
+            self.connection.execute(
+                self._tables.query("redrive", "record_letters"),
+                {
+                    **run._asdict(),
+                    "run": run.id,
+                    "outbox": str(self._tables.outbox),
+                    "letter_topic": topic,
+                    "errors": [trim_error(letter.error) for letter in letters],
+                    "topics": [letter.topic for letter in letters],
+                    "keys": [None if letter.key is None else trim_error(letter.key) for letter in letters],
+                    **_columns(places),
+                },
+            )
+
+    def _forget_letters(self, topic: str, places: Sequence[Place]) -> None:
         self.connection.execute(
-            self._tables.query("redrive", "record_letters"),
-            {
-                **run._asdict(),
-                "run": run.id,
-                "outbox": str(self._tables.outbox),
-                "letter_topic": topic,
-                "errors": [trim_error(letter.error) for letter in letters],
-                "topics": [letter.topic for letter in letters],
-                "keys": [None if letter.key is None else trim_error(letter.key) for letter in letters],
-                **_columns([letter.place for letter in letters]),
-            },
+            self._tables.query("redrive", "forget_letters"), {"letter_topic": topic, **_columns(places)}
         )
 
     def _select(

@@ -92,7 +92,7 @@ recorded as (
 select c.id from chosen as c order by c.id;
 
 -- name: lock_letters
--- One command at a time sends letters back; released at the transaction's end.
+-- One command at a time sends letters back; released at the transaction's end, which is the process's own at the latest.
 select pg_advisory_xact_lock(hashtext('outbox_connector'), hashtext('dead letters'));
 
 -- name: letters_sent_back
@@ -105,6 +105,33 @@ select l.letter_partition, l.letter_offset
    and r.letter_partition = l.letter_partition
    and r.letter_offset = l.letter_offset
    and r.letter_time = l.letter_time;
+
+-- name: letters_under_way
+-- Those of a batch that an interrupted run may have sent: where their topic ended before, and for how many seconds.
+select l.letter_partition, l.letter_offset, u.ends,
+       extract(epoch from clock_timestamp() - u.since)::double precision
+  from unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(times)s::bigint[])
+       as l (letter_partition, letter_offset, letter_time)
+  join {letters_under_way} as u
+    on u.letter_topic = %(letter_topic)s
+   and u.letter_partition = l.letter_partition
+   and u.letter_offset = l.letter_offset
+   and u.letter_time = l.letter_time;
+
+-- name: announce_letters
+insert into {letters_under_way} (letter_topic, letter_partition, letter_offset, letter_time, ends)
+select %(letter_topic)s::text, l.letter_partition, l.letter_offset, l.letter_time, l.ends::jsonb
+  from unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(times)s::bigint[], %(ends)s::text[])
+       as l (letter_partition, letter_offset, letter_time, ends);
+
+-- name: forget_letters
+delete from {letters_under_way} as u
+ using unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(times)s::bigint[])
+       as l (letter_partition, letter_offset, letter_time)
+ where u.letter_topic = %(letter_topic)s
+   and u.letter_partition = l.letter_partition
+   and u.letter_offset = l.letter_offset
+   and u.letter_time = l.letter_time;
 
 -- name: record_letters
 insert into {redrives} (run, redriven_by, reason, outbox_table, was, error, topic, message_key, letter_topic,

@@ -401,9 +401,11 @@ class Letters:
         self._producer.produce(self.dead, value, b"key", headers={"traceparent": "00-1", **told})
         assert self._producer.flush(20) == 0
 
-    def redrive(self, *, really: bool = True, rate: float = 1_000.0, **given: Any) -> str:
+    def redrive(
+        self, *, really: bool = True, rate: float = 1_000.0, out: io.StringIO | None = None, **given: Any
+    ) -> str:
         """Run `redrive --dead-letters` in this process and return what it prints."""
-        out = io.StringIO()
+        out = out or io.StringIO()
         selection: dict[str, Any] = {"key": None, "error_like": None, "older_than": None, "topics": (self.topic,)}
         options = LetterOptions(
             database_url=self._outbox.database.url,
@@ -508,6 +510,66 @@ def test_what_kafka_took_is_recorded_when_it_refuses_another(letters: Letters, k
         with Tap(kafka, narrow, partitions=1) as tap:
             tap.until(lambda sent: sent)
             assert [message.value for message in tap.read(0.5)] == [b"small"]
+
+
+def test_letters_that_a_killed_run_had_sent_are_not_sent_again(
+    letters: Letters, kafka: Kafka, outbox: OutboxTable, connector: Callable[..., Process]
+) -> None:
+    """Killed between Kafka's answers and their record: the next run finds the copies, records them, sends the rest."""
+    for number in range(40):
+        letters.write(str(number).encode())
+    with Tap(kafka, letters.topic) as tap:
+        # The record is kept from being written, so that the kill comes just before it.
+        with outbox.connect() as blocking, blocking.transaction():
+            blocking.execute("lock table outbox_connector_redrives in exclusive mode")
+            process = connector(
+                "redrive", "--dead-letters", "--yes", "--rate", "30", CONNECTOR_DEAD_LETTER_TOPIC=letters.dead
+            )
+            tap.until(lambda sent: len(sent) == 30)
+            os.kill(process.pid, signal.SIGKILL)
+            assert process.wait() == -9
+        assert one(outbox.connection, "select count(*) from outbox_connector_redrives") == 0
+        with ThreadPoolExecutor(1) as pool:
+            out = io.StringIO()
+            again = pool.submit(letters.redrive, out=out)
+            eventually(lambda: "waiting until Kafka shows which" in out.getvalue(), what="the second run's wait")
+            assert len(tap.read(0.5)) == 30
+            outbox.connection.execute("update outbox_connector_letters set since = since - interval '1 minute'")
+            said = again.result(60)
+        assert "40 dead letters sent back" in said
+        assert "30 dead letters of these had been sent by a run that was interrupted" in said
+        tap.until(lambda sent: len(sent) >= 40)
+        assert sorted(int(message.value) for message in tap.read(0.5)) == list(range(40))
+    recorded = "select count(*), count(distinct (letter_partition, letter_offset)) from outbox_connector_redrives"
+    assert outbox.connection.execute(recorded).fetchone() == (40, 40)
+    assert one(outbox.connection, "select count(*) from outbox_connector_letters") == 0
+
+
+def test_letters_that_a_killed_run_had_only_announced_are_sent(
+    letters: Letters, kafka: Kafka, outbox: OutboxTable
+) -> None:
+    """Copies are looked for behind where the topic ended then, or in all of it where it was made anew since."""
+    letters.write(b"first")
+    letters.write(b"second")
+    letters.redrive()
+
+    def as_if_killed(ends: str) -> None:
+        outbox.connection.execute(
+            "insert into outbox_connector_letters select letter_topic, letter_partition, letter_offset, letter_time,"
+            " now() - interval '1 minute', %s from outbox_connector_redrives",
+            [ends],
+        )
+        outbox.connection.execute("delete from outbox_connector_redrives")
+
+    with Tap(kafka, letters.topic) as tap:
+        (partition,) = {sent.partition for sent in tap.until(lambda sent: len(sent) == 2)}
+        as_if_killed(f'{{"{partition}": 2}}')
+        said = letters.redrive()
+        assert ("2 dead letters sent back" in said, "interrupted" in said) == (True, False)
+        assert len(tap.until(lambda sent: len(sent) == 4)) == 4
+        as_if_killed(f'{{"{partition}": 999}}')
+        assert "2 dead letters of these had been sent" in letters.redrive()
+        assert len(tap.read(0.5)) == 4
 
 
 def test_without_a_dead_letter_topic_it_says_what_to_do(topic: str, kafka: Kafka, outbox: OutboxTable) -> None:

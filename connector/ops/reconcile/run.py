@@ -128,7 +128,7 @@ class Reconciliation:
             try:
                 self._walk()
                 stragglers = self._stragglers()
-                self._read_logs(scan, stragglers)
+                self._read_logs(admin, scan, stragglers)
             finally:
                 self._save()
             return self._judge(stragglers)
@@ -243,7 +243,7 @@ class Reconciliation:
 
     # --- Kafka -------------------------------------------------------------------------------------------------------
 
-    def _read_logs(self, scan: LogScan, stragglers: Iterable[Straggler]) -> None:
+    def _read_logs(self, admin: Admin, scan: LogScan, stragglers: Iterable[Straggler]) -> None:
         progress = self._progress
         watched = {outbox_id for straggler in stragglers for outbox_id in straggler[:2]}
         if not progress.stretches:
@@ -254,7 +254,7 @@ class Reconciliation:
             }
             starts = {place: first for place, (first, _) in ranges.items()}
             if progress.since > -math.inf:
-                starts = scan.offsets_at(ranges, progress.since - CLOCK_SKEW_SECONDS)
+                starts = admin.offsets_at(ranges, progress.since - CLOCK_SKEW_SECONDS)
             progress.stretches = {place: (starts[place], end) for place, (_, end) in ranges.items()}
         for records in scan.read(progress.stretches):
             for record in records:
