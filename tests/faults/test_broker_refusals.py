@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import pytest
 from confluent_kafka import KafkaError
-from confluent_kafka.admin import (
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    ResourcePatternType,
-    ResourceType,
-)
 
 from connector.kafka import Fate, fate_of
 from tests.faults.pipeline import PipelineFactory
-from tests.integration.scenario import OUTBOX, metric, one, readiness
+from tests.integration.scenario import OUTBOX, forbidden, metric, one, readiness
 from tests.services import Database, Kafka, eventually
 
 
@@ -27,12 +19,7 @@ def test_a_topic_that_is_forbidden_for_a_while_costs_retries_and_no_message(
     reader, sink = pipeline.start("reader"), pipeline.start("sink")
     pipeline.enqueue()
     pipeline.prove()
-    resource = (ResourceType.TOPIC, own_topic, ResourcePatternType.LITERAL)
-    admin = durable_own_kafka.admin()
-    denied = AclBinding(*resource, "User:*", "*", AclOperation.ALL, AclPermissionType.DENY)
-    for made in admin.create_acls([denied]).values():
-        made.result(20)
-    try:
+    with forbidden(durable_own_kafka, own_topic):
         pipeline.spent.update(pipeline.enqueue(1))
         reason = f"select last_error from {OUTBOX} where status = 'pending' and retry_count > 0"
         error = eventually(lambda: one(pipeline.app, reason), within=30, what="the refusal")
@@ -40,10 +27,6 @@ def test_a_topic_that_is_forbidden_for_a_while_costs_retries_and_no_message(
         assert "AUTHORIZATION" in error
         eventually(lambda: readiness(sink) == 503, within=30, what="word of it from the sink")
         assert own_topic in sink.http("/readyz").body
-    finally:
-        mine = AclBindingFilter(*resource, "User:*", "*", AclOperation.ANY, AclPermissionType.ANY)
-        for removed in admin.delete_acls([mine]).values():
-            removed.result(20)
     pipeline.prove(within=60)
     eventually(lambda: readiness(sink) == 200, within=30, what="readiness of the sink")
     assert metric(reader, "retries_scheduled_total") >= 3

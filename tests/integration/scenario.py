@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import psycopg
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from connector.cli.composition import setup_options
 from connector.ops.setup import setup
@@ -82,6 +91,21 @@ def write_wal(connection: Connection, megabytes: int) -> None:
     """Write so much WAL, a megabyte at a time, that has nothing to do with the outbox."""
     for _ in range(megabytes):
         connection.execute("select pg_logical_emit_message(false, 'elsewhere', repeat('x', 1048576))")
+
+
+@contextmanager
+def forbidden(kafka: Kafka, topic: str, operation: AclOperation = AclOperation.ALL) -> Iterator[None]:
+    """Forbid everybody an operation on a topic, there or not, for a while."""
+    admin = kafka.admin()
+    resource = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL)
+    for made in admin.create_acls([AclBinding(*resource, "User:*", "*", operation, AclPermissionType.DENY)]).values():
+        made.result(20)
+    try:
+        yield
+    finally:
+        mine = AclBindingFilter(*resource, "User:*", "*", AclOperation.ANY, AclPermissionType.ANY)
+        for removed in admin.delete_acls([mine]).values():
+            removed.result(20)
 
 
 def readiness(process: Process) -> int:

@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
 
 from tests.integration.outbox_table import PAYLOAD, OutboxTable
-from tests.integration.scenario import Sent, Tap, metric, set_up
+from tests.integration.scenario import Sent, Tap, forbidden, metric, set_up
 from tests.services import Database, Kafka, Process, environment, eventually
 
 TOO_LONG = "c" * 37
@@ -395,18 +395,40 @@ def test_a_topic_that_nobody_made_is_retried_then_dead_and_other_topics_go_on(
 ) -> None:
     """Its messages are retried with backoff and dead after their attempts; the reason names the topic."""
     lost = outbox.new(topic=f"{topic}.lost", max_retry=2)
-    forbidden = outbox.new(topic="no topic may be called this", max_retry=2)
+    impossible = outbox.new(topic="no topic may be called this", max_retry=2)
     good = outbox.new(topic=topic)
     reader = connector("reader")
     connector("sink")
     wait_for(outbox, good, "consumed")
-    for outbox_id in (lost, forbidden):
+    for outbox_id in (lost, impossible):
         wait_for(outbox, outbox_id, "dead", within=60)
         retry = reader.wait_for_log("retry_scheduled", outbox_id=outbox_id)
         assert retry["due_in_seconds"] == pytest.approx(1, abs=0.3)
         assert outbox.row(outbox_id).retry_count == 2
     assert f"{topic}.lost" in (outbox.row(lost).last_error or "")
     assert metric(reader, 'dead_total{reason="topic_refused"}') == 2
+
+
+def test_a_topic_that_is_forbidden_is_retried_then_dead_and_other_topics_go_on(
+    outbox: OutboxTable, durable_kafka: Kafka, topic: str, connector: Callable[..., Process]
+) -> None:
+    """Its messages are retried with backoff and dead after their attempts; the reason is Kafka's."""
+    closed = f"{topic}.closed"
+    _create(durable_kafka, closed, {})
+    with forbidden(durable_kafka, closed):
+        refused = outbox.new(topic=closed, max_retry=2)
+        good = outbox.new(topic=topic)
+        reader = connector("reader")
+        connector("sink")
+        wait_for(outbox, good, "consumed")
+        wait_for(outbox, refused, "dead")
+    retry = reader.wait_for_log("retry_scheduled", outbox_id=refused)
+    assert retry["due_in_seconds"] == pytest.approx(1, abs=0.3)
+    row = outbox.row(refused)
+    assert row.retry_count == 2
+    assert closed in (row.last_error or "")
+    assert "AUTHORIZATION" in (row.last_error or "")
+    assert metric(reader, 'dead_total{reason="topic_refused"}') == 1
 
 
 @pytest.mark.slow

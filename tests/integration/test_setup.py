@@ -12,14 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from confluent_kafka.admin import (
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AclOperation
 from psycopg import sql
 from psycopg.rows import dict_row
 
@@ -29,7 +22,17 @@ from connector.outbox import Table
 from connector.settings import load_settings
 from connector.store.queries import Tables, sql_directory
 from connector.store.schema import PUBLISHED_COLUMNS, publication_state
-from tests.integration.scenario import OUTBOX, PROGRESS, Connection, Tap, catch_up_owed, is_streaming, one, set_up
+from tests.integration.scenario import (
+    OUTBOX,
+    PROGRESS,
+    Connection,
+    Tap,
+    catch_up_owed,
+    forbidden,
+    is_streaming,
+    one,
+    set_up,
+)
 from tests.services import Database, Kafka, Postgres, Process, environment, eventually
 
 TABLES = Tables(Table("public", "agent_outbox_messages"), Table("public", "chat_histories"))
@@ -304,21 +307,9 @@ def test_a_topic_that_setup_may_make_but_not_see_is_not_waited_for(
 ) -> None:
     """An account with Create and without Describe is done once the cluster has made the topic."""
     hidden = f"{topic}.hidden"
-    resource = (ResourceType.TOPIC, hidden, ResourcePatternType.LITERAL)
-    admin = durable_kafka.admin()
-    rules = [
-        AclBinding(*resource, "User:*", "*", AclOperation.CREATE, AclPermissionType.ALLOW),
-        AclBinding(*resource, "User:*", "*", AclOperation.DESCRIBE, AclPermissionType.DENY),
-    ]
-    for made in admin.create_acls(rules).values():
-        made.result(20)
-    try:
-        said = set_up(connector_env | {"CONNECTOR_DEAD_LETTER_TOPIC": hidden, "CONNECTOR_START_DEADLINE_SECONDS": "20"})
-        assert f"topic {hidden}: created" in said
-    finally:
-        mine = AclBindingFilter(*resource, "User:*", "*", AclOperation.ANY, AclPermissionType.ANY)
-        for deleted in admin.delete_acls([mine]).values():
-            deleted.result(20)
+    env = connector_env | {"CONNECTOR_DEAD_LETTER_TOPIC": hidden, "CONNECTOR_START_DEADLINE_SECONDS": "20"}
+    with forbidden(durable_kafka, hidden, AclOperation.DESCRIBE):
+        assert f"topic {hidden}: created" in set_up(env)
 
 
 # --- setup --print-sql -----------------------------------------------------------------------------------------------
