@@ -9,7 +9,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,13 +23,13 @@ from connector.demo.embedded import QUICK_GROUP, EmbeddedBroker, broker_answers,
 from tests.services.choice import Candidate
 from tests.services.containers import Container, docker_host, why_no_docker
 from tests.services.eventually import eventually
+from tests.services.maven import fetched
 from tests.services.proxy import TcpProxy
 
 APACHE_KAFKA = "4.3.1"
+SLF4J = "org.slf4j:slf4j-simple:1.7.36"
 IMAGE = "apache/kafka:4.1.0"
 EMBEDDED_IS_FORGETFUL = "the embedded broker keeps nothing on disk; needs Apache Kafka"
-
-_CHECKOUT = Path(__file__).parents[2]
 
 
 class Kafka:
@@ -345,47 +344,8 @@ def _why_no_apache_kafka() -> str | None:
 
 @functools.cache
 def apache_kafka_libraries() -> Path:
-    """Return the folder of Apache Kafka's jars, fetched through Maven once and kept in the checkout's `.cache`.
+    """Return the folder of Apache Kafka's jars.
 
     Raises RuntimeError, with what Maven said, if they cannot be had.
     """
-    cache = _CHECKOUT / ".cache" / "kafka"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        cache = Path(tempfile.gettempdir()) / f"outbox-connector-kafka-{os.getuid()}"
-        cache.mkdir(mode=0o700, exist_ok=True)
-    libraries = cache / APACHE_KAFKA
-    if libraries.is_dir():
-        return libraries
-    dependencies = [("org.apache.kafka", "kafka_2.13", APACHE_KAFKA), ("org.slf4j", "slf4j-simple", "1.7.36")]
-    blocks = "".join(
-        f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version></dependency>"
-        for group, name, version in dependencies
-    )
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        pom = Path(scratch) / "pom.xml"
-        pom.write_text(
-            '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
-            "<groupId>test</groupId><artifactId>kafka</artifactId><version>1</version>"
-            f"<dependencies>{blocks}</dependencies></project>",
-            encoding="utf-8",
-        )
-        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={scratch}/libraries"]
-        command = [
-            shutil.which("mvn") or "mvn",
-            "--batch-mode",
-            "--quiet",
-            "-Dstyle.color=never",
-            "--file",
-            str(pom),
-            *goal,
-        ]
-        fetched = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        if fetched.returncode != 0:
-            reason = next((line for line in fetched.stdout.splitlines() if "ERROR" in line), fetched.stderr[-500:])
-            raise RuntimeError(f"Maven could not fetch Apache Kafka {APACHE_KAFKA}: {reason}")
-        # Whoever comes second finds the folder there; both are the same.
-        with suppress(OSError):
-            (Path(scratch) / "libraries").rename(libraries)
-    return libraries
+    return fetched("kafka", APACHE_KAFKA, [f"org.apache.kafka:kafka_2.13:{APACHE_KAFKA}", SLF4J])

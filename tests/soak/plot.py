@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
+from tests.svg import document
+
 _WIDTH: Final = 1_100
 _LEFT: Final = 150
 _RIGHT: Final = 20
@@ -13,9 +15,7 @@ _PANEL: Final = 170
 _GAP: Final = 50
 _STRIP: Final = 16
 _STYLE: Final = (
-    "text{font:12px sans-serif;fill:#333} .axis{stroke:#999} .grid{stroke:#eee}"
-    " .line{fill:none;stroke-width:1.2} .fault{fill:#c0392b;fill-opacity:.75}"
-    " .outage{fill:#c0392b;fill-opacity:.08}"
+    " .line{fill:none;stroke-width:1.2} .fault{fill:#c0392b;fill-opacity:.75} .outage{fill:#c0392b;fill-opacity:.08}"
 )
 
 
@@ -47,12 +47,7 @@ def svg(title: str, samples: Sequence[Sample], marks: Sequence[Mark]) -> str:
     def x(at: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * at / end
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}">',
-        f"<style>{_STYLE}</style>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
-        f'<text x="{_LEFT}" y="24" style="font-weight:bold">{escape(title)}</text>',
-    ]
+    parts: list[str] = []
     for mark in marks:
         if mark.outage:
             width = max(1.0, x(mark.at + mark.seconds) - x(mark.at))
@@ -74,7 +69,7 @@ def svg(title: str, samples: Sequence[Sample], marks: Sequence[Mark]) -> str:
                 width = max(1.5, x(mark.at + mark.seconds) - x(mark.at))
                 parts.append(f'<rect class="fault" x="{x(mark.at):.1f}" y="{y - 5}" width="{width:.1f}" height="10"/>')
     parts += _times(end, height - 14, x)
-    return "\n".join([*parts, "</svg>\n"])
+    return document(_WIDTH, height, title, parts, left=_LEFT, style=_STYLE)
 
 
 Line = tuple[str, str, Sequence[tuple[float, float]]]

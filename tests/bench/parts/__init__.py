@@ -1,0 +1,1 @@
+"""The parts of the bench, a module each, with one function that runs it once."""
