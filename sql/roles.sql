@@ -28,7 +28,7 @@ grant select, insert, update on {slot_progress} to outbox_reader;
 grant usage on schema {outbox_schema}, {history_schema} to outbox_sink;
 grant select, update on {outbox} to outbox_sink;
 grant insert on {history} to outbox_sink;
-grant select, insert, update on {sink_offsets} to outbox_sink;
+grant select, insert, update on {sink_offsets}, {proofs} to outbox_sink;
 
 -- A history table that was there before may take its ids from a sequence that is not the column's own.
 do $sequence$
@@ -49,9 +49,13 @@ grant update (status, retry_count, max_retry, next_retry_at, updated_at) on {out
 grant select, insert on {redrives} to outbox_operator;
 grant select, insert, delete on {letters_under_way} to outbox_operator;
 
--- The auditor, for `reconcile`: it reads what is to agree, and writes nothing.
+-- The auditor, for `reconcile` and to look by the console: it reads what is to agree, and writes nothing but its verdict.
 grant usage on schema {outbox_schema}, {history_schema} to outbox_auditor;
 grant select on {outbox}, {history}, {redrives} to outbox_auditor;
+grant select, insert, update on {proofs} to outbox_auditor;
+
+-- Who is on call needs both: a login of their own that is a member of outbox_operator and of outbox_auditor. The record of
+-- redrives then names them.
 
 -- All: what `outbox-connector doctor` compares with what it knows.
 grant select on {migrations} to outbox_reader, outbox_sink, outbox_operator, outbox_auditor;

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from connector.store.gauges import Gauges
 
 
+_ROUNDS_TO_HOLD = 5
+"""For so many rounds what one sink has found stays shown where another one, which began later, finds less."""
+
+
 class _Beside(Protocol):
     def close(self) -> None: ...
 
@@ -114,17 +118,23 @@ def _sink(_: argparse.Namespace) -> int:
 
 def _start_proof(settings: Settings, metrics: SinkMetrics) -> Proof | None:
     from connector.ops.proof import Proof
+    from connector.ops.redrive import who
     from connector.store.comparison import Comparison
     from connector.store.connections import connect
+    from connector.store.proofs import record_proof
 
     if not settings.proof_seconds:
         return None
+    by = who(settings.group_instance_id)
     proof = Proof(
         lambda: connect(settings.database_url, name="outbox-connector proof", prepare=False),
         lambda connection: Comparison(connection, tables(settings)),
         sorted(in_history()),
         settings.proof_seconds,
         metrics,
+        record=lambda connection, verdict: record_proof(
+            connection, tables(settings), "sink", by, verdict, holds=_ROUNDS_TO_HOLD * settings.proof_seconds
+        ),
     )
     proof.start()
     return proof

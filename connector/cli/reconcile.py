@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
 
 def _reconcile(arguments: argparse.Namespace) -> int:
     from connector.ops.reconcile import ReconcileOptions, Reconciliation, as_json, as_lines
+    from connector.ops.redrive import who
 
     settings = quiet_settings()
     options = ReconcileOptions(
@@ -55,6 +56,7 @@ def _reconcile(arguments: argparse.Namespace) -> int:
         most_samples=max(0, arguments.samples),
         state=arguments.state,
         start_deadline_seconds=settings.start_deadline_seconds,
+        proved_by=who(settings.group_instance_id),
     )
     interrupt_on_signals()
     watched = sys.stderr.isatty()

@@ -193,7 +193,7 @@ class _Pages:
         return Json({"rows": self._questions.dead_of_reason(reason, _text(request, "biz_type"))})
 
     def last_proof(self, _: Request) -> Response:
-        return Json({"proof": self._questions.last_proof})
+        return Json({"proof": self._questions.last_proof, "recorded": self._questions.recorded_proofs()})
 
     async def prove(self, request: Request) -> Response:
         # No other site can make a browser say that it sends JSON.

@@ -16,6 +16,7 @@ from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison
 from connector.store.connections import connect, is_conflict
 from connector.store.messages import DeadGroup, Found, Life, Messages, Page
+from connector.store.proofs import MOST_SAMPLES, Recorded, Unproved, last_proofs
 from connector.store.queries import Tables
 from connector.store.redrives import Redrives, Run, Selection
 
@@ -26,7 +27,6 @@ _AT_ONCE: Final = 4
 _PROVED_IDS: Final = 10_000
 _PROVED_AT_ONCE: Final = 1_000
 _PROOF_HOLDS_SECONDS: Final = 5.0
-_MOST_SAMPLES: Final = 20
 _ANSWER_SECONDS: Final = 5
 # A copy carries its producer's clock, and the mark follows the acknowledgement.
 _SECONDS_BEFORE_MARK: Final = 20.0
@@ -34,13 +34,6 @@ _SECONDS_BEFORE_MARK: Final = 20.0
 _SECONDS_OF_RETRIES: Final = 70.0
 _REDRIVES_LOOKED_AT: Final = 3
 _CLOCKS_DIFFER: Final = 2.0
-
-
-class Unproved(NamedTuple):
-    """A message that outbox and history do not agree on: `why` is missing, duplicated or differing."""
-
-    id: int
-    why: str
 
 
 class ProofResult(NamedTuple):
@@ -144,6 +137,11 @@ class Questions:
         with self._turn():
             return find_copies(self._kafka, self._group_id, message.topic, outbox_id, times)
 
+    def recorded_proofs(self) -> list[Recorded]:
+        """Return the last proofs of `reconcile` and of the sinks, the latest first."""
+        with self._connection() as connection:
+            return last_proofs(connection, self._tables)
+
     def prove(self) -> ProofResult:
         """Compare the latest messages with history, once at a time and not again within some seconds."""
         with self._proving:
@@ -173,7 +171,7 @@ class Questions:
             last_id=last,
             unsettled=len(found) - len(damaged),
             damaged=len(damaged),
-            samples=[Unproved(outbox_id, why) for outbox_id, why in sorted(damaged.items())[:_MOST_SAMPLES]],
+            samples=[Unproved(outbox_id, why) for outbox_id, why in sorted(damaged.items())[:MOST_SAMPLES]],
         )
 
     def redrive(self, ids: Sequence[int], by: str, reason: str | None) -> int:

@@ -45,7 +45,8 @@ def refusals() -> Iterator[None]:
             raise SetupRequired(f"PostgreSQL: {text}: run `outbox-connector setup`") from error
         if error.sqlstate == _FORBIDDEN:
             raise SetupRequired(
-                f"PostgreSQL: {text}: run it as the role outbox_operator, or as the tables' owner (docs/operations.md)"
+                f"PostgreSQL: {text}: run it as a member of the role outbox_operator, or as the tables' owner"
+                " (docs/operations.md)"
             ) from error
         if isinstance(error, psycopg.OperationalError):
             raise ServiceUnavailable(f"PostgreSQL: {text}. What was done is done; run it again for the rest") from error

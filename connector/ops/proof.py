@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from connector.observability.logs import get_logger
 from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison
 from connector.store.connections import describe
+from connector.store.proofs import MOST_SAMPLES, Unproved, Verdict
 
 if TYPE_CHECKING:
     from connector.observability.metrics import SinkMetrics
@@ -41,11 +43,15 @@ class Proof(threading.Thread):
         biz_types: Sequence[str],
         seconds: float,
         metrics: SinkMetrics,
+        *,
+        record: Callable[[Connection, Verdict], None],
     ) -> None:
-        """Prepare the thread; `biz_types` are those that are stored in history."""
+        """Prepare the thread; `biz_types` are those that are stored in history, `record` keeps what was found."""
         super().__init__(name="proof", daemon=True)
         self._connect = connect
         self._compare = compare
+        self._record = record
+        self._records = True
         self._biz_types = list(biz_types)
         self._seconds = seconds
         self._metrics = metrics
@@ -54,6 +60,7 @@ class Proof(threading.Thread):
         self._connection: Connection | None = None
         self._comparison: Comparison
         self._after: int | None = None
+        self._first = 0
         self._through = 0
         self._open: set[int] = set()
         self._damaged: dict[int, str] = {}
@@ -94,13 +101,14 @@ class Proof(threading.Thread):
             self._comparison = self._compare(self._connection)
         if self._after is None:
             self._after, unsettled = self._comparison.unsettled(_MOST_OPEN)
+            self._first = min(unsettled, default=self._after + 1)
             self._through = self._after
             self._open.update(unsettled)
-        last = self._comparison.last_id()
+        last, began = self._comparison.last_id(), time.monotonic()
         opened, damaged = self._open, self._damaged
         self._open, self._damaged = set(), {}
         try:
-            self._look_at_all(sorted(opened | damaged.keys()), last)
+            whole = self._look_at_all(sorted(opened | damaged.keys()), last)
         except psycopg.Error:
             self._open |= opened
             self._damaged = damaged | self._damaged
@@ -109,19 +117,41 @@ class Proof(threading.Thread):
         if fresh := sorted(self._damaged.keys() - damaged.keys()):
             named = {outbox_id: self._damaged[outbox_id] for outbox_id in fresh[:_NAMED]}
             _log.error("messages_unproved", messages=len(fresh), outbox_ids=named)
+        if whole:
+            self._keep(time.monotonic() - began)
 
-    def _look_at_all(self, again: Sequence[int], last: int) -> None:
+    def _keep(self, seconds: float) -> None:
+        """Let others see the verdict, where this role may write it."""
+        assert self._connection is not None
+        verdict = Verdict(
+            seconds,
+            f"messages #{self._first} to #{self._after}, but for {len(self._open)} that are on their way",
+            len(self._damaged),
+            Counter(self._damaged.values()),
+            [Unproved(outbox_id, why) for outbox_id, why in sorted(self._damaged.items())[:MOST_SAMPLES]],
+        )
+        try:
+            self._record(self._connection, verdict)
+            self._records = True
+        except (errors.InsufficientPrivilege, errors.UndefinedTable) as error:
+            if self._records:
+                _log.info("proof_not_recorded", error=describe(error))
+            self._records = False
+
+    def _look_at_all(self, again: Sequence[int], last: int) -> bool:
+        """Look at all that is to be looked at in this round; tell whether that was done."""
         assert self._after is not None
         for some in _batches(again):
             self._look(some, self._after, self._after)
         while self._after < self._through and not self._closed.is_set():
             if len(self._open) + len(self._damaged) > _MOST_OPEN:
                 # What is open is remembered within bounds: go on once it is settled. The time of the proof stays.
-                return
+                return False
             end = self._look([], self._after, self._through)
             self._after = self._through if end is None else end
         self._metrics.last_proof_timestamp.set_to_current_time()
         self._through = last
+        return not self._closed.is_set()
 
     def _look(self, again: Sequence[int], after: int, through: int) -> int | None:
         began = time.monotonic()

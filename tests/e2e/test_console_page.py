@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.outbox_table import PAYLOAD, OutboxTable
+from connector.store.proofs import Unproved, Verdict, record_proof
+from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
 from tests.integration.scenario import is_streaming, set_up
 from tests.services import Database, Kafka, Process, eventually
 from tests.services.chromium import Chromium
@@ -212,12 +213,16 @@ def test_everybody_can_read_it(outbox: OutboxTable, console: Console, page: Chro
     outbox.new(status="published")
     outbox.in_retry()
     outbox_id = outbox.new(status="dead", last_error="x" * 300)
+    found = Verdict(1.5, "3 messages", 1, {"differing": 1}, [Unproved(outbox_id, HOSTILE)])
+    record_proof(outbox.connection, TABLES, "reconcile", "somebody@here", found)
     page.open(f"{console.url}/#message/{outbox_id}")
     shows(page, "given up: dead")
     shows(page, "1 dead messages")
     page.wait_for("document.querySelectorAll('svg.chart path').length === 8")
     page.click("#prove")
-    shows(page, "Outbox and history agree.")
+    shows(page, "By this console: outbox and history agree")
+    shows(page, "Not proved by reconcile: 1 messages do not agree (1 differing).")
+    assert page.run("document.querySelector('#proof-shown li a').textContent") == f"#{outbox_id}"
     page.click("#message .danger")
     page.wait_for("document.getElementById('redrive').open")
     for scheme in ("light", "dark"):

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -15,7 +16,7 @@ from connector import cli
 from connector.cli import composition
 from connector.demo.embedded import free_port
 from tests.integration.outbox_table import PAYLOAD, OutboxTable
-from tests.integration.scenario import Tap, is_streaming, set_up
+from tests.integration.scenario import Tap, is_streaming, metric, set_up
 from tests.services import Database, Kafka, Process, eventually
 from tests.services.console import TOKEN, Console
 from tests.services.proxy import TcpProxy
@@ -230,13 +231,48 @@ def test_odd_rows_are_shown_as_they_are(outbox: OutboxTable, console: Console) -
 
 def test_the_proof_names_messages_that_history_lacks(outbox: OutboxTable, console: Console) -> None:
     """A proof on request tells what is stored wrongly, and is shown to whoever looks next."""
-    assert console.ask("/api/proof").json() == {"proof": None}
+    assert console.ask("/api/proof").json() == {"proof": None, "recorded": []}
     missing = outbox.new(status="consumed")
     outbox.new()
     assert console.ask("/api/proof", method="POST", body=b"x=1").status == 415
     proof = console.post("/api/proof", {}, None).json()["proof"]
     assert (proof["damaged"], proof["unsettled"], proof["samples"]) == (1, 1, [{"id": str(missing), "why": "missing"}])
     assert console.ask("/api/proof").json()["proof"] == proof
+
+
+def test_the_last_proofs_of_reconcile_and_of_the_sinks_are_shown(
+    durable_kafka: Kafka, outbox: OutboxTable, topic: str, connector: Start, console: Console
+) -> None:
+    """What was compared, when, by whom and what was found, the latest of each; a proof of less does not hide more."""
+    is_streaming(connector("reader"))
+    sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2", CONNECTOR_POD_NAME="sink-0")
+    eventually(lambda: metric(sink, "last_proof_timestamp"), within=20, what="the sink's first proof")
+    outbox_id = outbox.new("chat-1", topic)
+    lost = outbox.new("chat-2", topic)
+    outbox.connection.execute("update agent_outbox_messages set status = 'consumed' where id = %s", [lost])
+    eventually(lambda: outbox.status(outbox_id) == "consumed", within=30, what="the storing of the message")
+    outbox.connection.execute("delete from chat_histories where outbox_id = %s", [lost])
+
+    def recorded() -> dict[str, Any]:
+        return {proof["prover"]: proof for proof in console.ask("/api/proof").json()["recorded"]}
+
+    eventually(lambda: recorded()["sink"]["damaged"], within=20, what="the sink's finding the damage")
+    by_sink = recorded()["sink"]
+    assert (by_sink["kinds"], by_sink["samples"]) == ({"missing": 1}, [{"id": str(lost), "why": "missing"}])
+    assert by_sink["by"].endswith("@sink-0")
+    assert connector("reconcile", "--since", "2h").wait(60) == 1
+    proof = recorded()["reconcile"]
+    assert (proof["damaged"], proof["covers"]) == (1, "2 messages, those of the last 2h")
+    assert proof["samples"] == [{"id": str(lost), "why": "missing: consumed, and not in history"}]
+
+    other = connector("sink", CONNECTOR_PROOF_SECONDS="0.2", CONNECTOR_POD_NAME="sink-1")
+    other.wait_for_log("partitions_assigned")
+    eventually(lambda: metric(other, "last_proof_timestamp"), within=20, what="a proof by a sink that came later")
+    assert recorded()["sink"]["damaged"] == 1
+    outbox.connection.execute("delete from agent_outbox_messages where id = %s", [lost])
+    eventually(lambda: recorded()["sink"]["damaged"] == 0, within=20, what="a proof that finds nothing")
+    assert connector("reconcile").wait(60) == 0
+    assert (recorded()["reconcile"]["damaged"], recorded()["reconcile"]["covers"]) == (0, "1 messages")
 
 
 def test_the_page_outlives_an_outage_of_the_database_and_recovers(

@@ -138,6 +138,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     }
     people = connector("reconcile")
     assert people.wait() == 1
+    assert "recorded" not in people.stdout
     for outbox_id in (lost, unsent, stuck, overdue, doubled, early, altered, unread, dead):
         assert f"#{outbox_id} " in people.stdout
     assert named(reconciled(connector, "--stuck-after", "1h"))["stuck"] == [overdue]

@@ -706,6 +706,36 @@ def test_the_auditor_can_compare_everything(
     assert "consumed, and not in history" in process.stdout
 
 
+def test_whoever_is_on_call_needs_one_login_for_all_commands(
+    outbox: OutboxTable, roles: Callable[[str], str], topic: str, connector: Callable[..., Process]
+) -> None:
+    """A member of outbox_operator and outbox_auditor sees, mends and proves; the record names the login."""
+    login = f"oncall_{topic.replace('-', '_')}"
+    name = sql.Identifier(login)
+    outbox.connection.execute(
+        sql.SQL("create role {} login password {} in role outbox_operator, outbox_auditor").format(
+            name, sql.Literal(PASSWORD)
+        )
+    )
+    try:
+        url = roles(login)
+        outbox.new(status="dead", topic=topic)
+        for command in (
+            ["status"],
+            ["redrive", "--all", "--yes"],
+            ["redrive", "--dead-letters", "--yes"],
+            ["reconcile"],
+            ["prune", "--dry-run"],
+        ):
+            process = connector(*command, CONNECTOR_DATABASE_URL=url)
+            assert process.wait(30) == 0, process.stderr
+            assert "note:" not in process.stdout
+        assert one(outbox.connection, "select min(database_role) from outbox_connector_redrives") == login
+        assert one(outbox.connection, "select min(database_role) from outbox_connector_proofs") == login
+    finally:
+        outbox.connection.execute(sql.SQL("drop role {}").format(name))
+
+
 def test_the_auditor_may_look_by_the_console_and_change_nothing(
     outbox: OutboxTable, roles: Callable[[str], str], connector: Callable[..., Process]
 ) -> None:
@@ -729,10 +759,14 @@ FORBIDDEN = {
         "update agent_outbox_messages set status = 'dead'",
         "delete from agent_outbox_messages",
         "delete from outbox_connector_redrives",
+        "delete from outbox_connector_proofs",
+        "select from outbox_connector_letters",
         "select from outbox_connector_slots",
     ],
     "outbox_operator": [
         "select from chat_histories",
+        "select from outbox_connector_proofs",
+        "update outbox_connector_letters set since = now()",
         "delete from chat_histories",
         "insert into chat_histories (user_id, chat_id) values (1, 'c')",
         "insert into agent_outbox_messages (biz_type, topic, message_key, payload) values ('b', 't', 'k', '1')",
@@ -773,6 +807,7 @@ FORBIDDEN = {
         "create publication mine for all tables",
         "select from outbox_connector_offsets",
         "select from outbox_connector_redrives",
+        "select from outbox_connector_proofs",
         "copy chat_histories to program 'true'",
     ],
 }

@@ -11,6 +11,7 @@ import pytest
 
 from connector.cli import parser
 from tests.services import Process
+from tests.services.console import Console
 
 PLANTED: Mapping[str, str] = {
     name: f"planted/{number}/{name}@'§"
@@ -32,7 +33,7 @@ PLANTED: Mapping[str, str] = {
     )
 } | {"console": "planted0console0of0plain0characters"}
 
-# Each command with arguments that let it do something and end; the two processes run until stopped.
+# Each command with arguments that let it do something and end; processes run until stopped.
 COMMANDS: Mapping[str, tuple[list[str], ...]] = {
     "setup": ([], ["--print-sql"]),
     "reader": ([],),
@@ -42,11 +43,13 @@ COMMANDS: Mapping[str, tuple[list[str], ...]] = {
     "redrive": (["--all"],),
     "reconcile": (["--json"],),
     "prune": (["--dry-run"],),
+    "console": ([],),
 }
+PROCESSES = ("reader", "sink", "console")
 ELSEWHERE = {
     "demo",  # it asks for no settings; below it is given a URL
-    "console",
 }
+CONSOLE_PAGES = ("/", "/api/pipeline", "/api/dead", "/api/proof", "/api/messages?key=k", "/api/messages/1/copies")
 
 
 def with_password(url: str, password: str) -> str:
@@ -107,19 +110,25 @@ def test_every_command_is_searched() -> None:
 
 @pytest.mark.slow
 def test_no_command_shows_a_secret_where_everything_works(planted: dict[str, str]) -> None:
-    """Not in what it prints, not in its logs at their most talkative, not on its pages."""
+    """Not in what it prints, not in its logs at their most talkative, not on its pages, not to a wrong token."""
     assert Process("setup", env=planted).start().wait() == 0
-    loops = [Process(name, env=planted).start() for name in ("reader", "sink")]
+    loops = [Process(name, env=planted).start() for name in PROCESSES]
     commands = [
         Process(command, *arguments, env=planted).start()
         for command, variants in COMMANDS.items()
-        if command not in {"reader", "sink"}
+        if command not in PROCESSES
         for arguments in variants
     ]
     for command in commands:
         assert command.wait() in {0, 1}
     loops[0].wait_for_log("streaming")
     loops[1].wait_for_log("partitions_assigned")
+    console = Console(loops[2])
+    console.now()
+    answers = {path: console.ask(path) for path in CONSOLE_PAGES}
+    answers["redrive"] = console.post("/api/redrive", {"ids": ["1"]}, "wrong")
+    assert [answer.status for answer in answers.values()] == [200] * 5 + [404, 401]
+    answers["redrive, allowed"] = console.post("/api/redrive", {"ids": ["1"]}, PLANTED["console"])
     said = [
         (f"{path} of {loop.name}", loop.http(path).body)
         for loop in loops
@@ -127,7 +136,9 @@ def test_no_command_shows_a_secret_where_everything_works(planted: dict[str, str
     ]
     for loop in loops:
         assert loop.stop() == 0
+    for loop in loops[:2]:
         assert len(loop.events) > 100, "librdkafka's debug output was to be among what is searched"
+    said += [(f"{path} of console", f"{answer.headers} {answer.text}") for path, answer in answers.items()]
     assert_told_nothing(*said, *(text for process in (*loops, *commands) for text in everything(process)))
 
 
@@ -141,10 +152,16 @@ def test_no_command_shows_a_secret_where_nothing_answers(planted: dict[str, str]
         "CONNECTOR_KAFKA_DEBUG": "",
         "CONNECTOR_START_DEADLINE_SECONDS": "1",
     }
-    commands = [Process(command, *variants[0], env=planted | away).start() for command, variants in COMMANDS.items()]
-    for command in commands:
+    commands = {
+        command: Process(command, *variants[0], env=planted | away).start() for command, variants in COMMANDS.items()
+    }
+    console = Console(commands.pop("console"))  # it stays, and says what is away
+    said = [("/api/pipeline", json.dumps(console.now())), ("/api/dead", console.ask("/api/dead").text)]
+    assert console.process.stop() == 0
+    for command in commands.values():
         assert command.wait() in {1, 69}
-    assert_told_nothing(*(text for command in commands for text in everything(command)))
+    processes = [console.process, *commands.values()]
+    assert_told_nothing(*said, *(text for process in processes for text in everything(process)))
 
 
 def dsn(value: str) -> str:

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from connector.ops.durations import written
 from connector.ops.reconcile.damage import Damage
+from connector.store.proofs import MOST_SAMPLES, Unproved, Verdict
 
 GUIDE: Final = "docs/guides/prove.md"
 _SHOWN_IN_TABLE: Final = 5
@@ -43,6 +45,22 @@ class Report:
         self.counts[damage] += 1
         if len(self.samples[damage]) < most_samples:
             self.samples[damage].append(sample)
+
+    def verdict(self, since: float | None) -> Verdict:
+        """Return what is kept of it; `since` is how many seconds back it looked, None for all of them."""
+        covers = f"{self.checked:,} messages"
+        samples = [
+            Unproved(sample.outbox_id, f"{damage}: {sample.text}")
+            for damage, some in self.samples.items()
+            for sample in some[: MOST_SAMPLES // len(Damage)]
+        ]
+        return Verdict(
+            self.seconds,
+            covers if since is None else f"{covers}, those of the last {written(since)}",
+            sum(self.counts.values()),
+            {str(damage): count for damage, count in self.counts.items() if count},
+            samples,
+        )
 
 
 def as_json(report: Report) -> str:

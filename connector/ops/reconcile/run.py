@@ -28,8 +28,10 @@ from connector.ops.reconcile.progress import Phase, Progress, load, save
 from connector.ops.reconcile.report import Report, Sample
 from connector.ops.reconcile.retention import CLOCK_SKEW_SECONDS, Retention
 from connector.outbox import Status, outbox_id_of
+from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison, Message, Straggler
 from connector.store.connections import describe, is_conflict
+from connector.store.proofs import record_proof
 from connector.store.queries import Tables
 
 _SAVE_SECONDS: Final = 10.0
@@ -57,10 +59,11 @@ class ReconcileOptions:
     most_samples: int
     state: Path | None
     start_deadline_seconds: float
+    proved_by: str
 
 
 class Reconciliation:
-    """One comparison of everything; it writes nothing but its own state file."""
+    """One comparison of everything; it writes nothing but its own state file, and its verdict in the end."""
 
     def __init__(self, options: ReconcileOptions, tell: Callable[[str], None]) -> None:
         """Prepare; `tell` hears about once a second how far it is."""
@@ -92,11 +95,13 @@ class Reconciliation:
             ) as connection:
                 self._comparison = Comparison(connection, options.tables)
                 report = self._compare(admin)
+                report.seconds = time.monotonic() - began
+                self._record(connection, report)
         except (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedColumn) as error:
             raise SetupRequired(f"{describe(error)}: run `outbox-connector setup`") from error
         except errors.InsufficientPrivilege as error:
             raise SetupRequired(
-                f"PostgreSQL: {describe(error)}: run it as the role outbox_auditor, or as the tables' owner"
+                f"PostgreSQL: {describe(error)}: run it as a member of the role outbox_auditor, or as the tables' owner"
                 " (docs/operations.md)"
             ) from error
         except psycopg.Error as error:
@@ -105,8 +110,15 @@ class Reconciliation:
             raise ServiceUnavailable(f"Kafka: {error.args[0].str()}{self._how_to_go_on()}") from error
         if options.state is not None:
             options.state.unlink(missing_ok=True)
-        report.seconds = time.monotonic() - began
         return report
+
+    def _record(self, connection: Connection, report: Report) -> None:
+        """Keep the verdict for whoever looks later, where that can be."""
+        verdict = report.verdict(self._options.since)
+        try:
+            record_proof(connection, self._options.tables, "reconcile", self._options.proved_by, verdict)
+        except (errors.InsufficientPrivilege, errors.UndefinedTable, errors.ReadOnlySqlTransaction) as error:
+            report.notes.append(f"the console will not show this: it could not be recorded ({describe(error)})")
 
     def _how_to_go_on(self) -> str:
         return "" if self._options.state is None else f"; run it again to go on from {self._options.state}"
