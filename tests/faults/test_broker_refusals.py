@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import closing
+
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Producer
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from connector.kafka import Fate, fate_of
 from tests.faults.pipeline import PipelineFactory
@@ -49,6 +53,96 @@ def test_a_producer_that_is_throttled_waits(
     assert metric(reader, "publish_failures_total") == 0
     waits = metric(reader, "commit_to_ack_seconds_sum") / metric(reader, "commit_to_ack_seconds_count")
     assert waits > 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_too_few_replicas_in_sync_are_waited_for(
+    database: Database, durable_own_kafka: Kafka, new_pipeline: PipelineFactory
+) -> None:
+    """While a topic wants two replicas and has one, messages stay in flight; then all arrive, once and in order."""
+    with closing(durable_own_kafka.second_broker()) as second, durable_own_kafka.topic(replication=2) as topic:
+        pipeline = new_pipeline(database, durable_own_kafka, topic, {})
+        reader, sink = pipeline.start("reader"), pipeline.start("sink")
+        pipeline.enqueue()
+        pipeline.prove()
+        _want_replicas(durable_own_kafka, topic, 2)
+        pipeline.enqueue()
+        pipeline.prove()
+        before = pipeline.lsn()
+        second.kill()
+        pipeline.enqueue()
+        eventually(lambda: _in_sync(durable_own_kafka, topic) == {1}, within=30, what="the loss of a replica")
+        _refused(durable_own_kafka, topic, "Not enough in-sync replicas")
+        pipeline.enqueue(2)
+        eventually(lambda: metric(reader, "in_flight_messages") == 21, what="all that is in flight")
+        for process in (reader, sink):
+            eventually(lambda: readiness(process) == 200, within=30, what=f"readiness of {process.name}")  # noqa: B023
+        assert not pipeline.confirmed_beyond(before)
+        _want_replicas(durable_own_kafka, topic, 1)
+        pipeline.prove(within=60)
+        for process in (reader, sink):
+            eventually(lambda: readiness(process) == 200, within=30, what=f"readiness of {process.name}")  # noqa: B023
+            assert process.returncode is None
+        assert metric(reader, "retries_scheduled_total") == 0
+
+
+def _want_replicas(kafka: Kafka, topic: str, replicas: int) -> None:
+    wanted = ConfigEntry("min.insync.replicas", str(replicas), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[wanted])
+    admin = kafka.admin()  # kept: a client that is thrown away takes its answers with it
+    for altered in admin.incremental_alter_configs([resource]).values():
+        altered.result(20)
+
+
+def _in_sync(kafka: Kafka, topic: str) -> set[int]:
+    partitions = kafka.admin().list_topics(topic, timeout=5).topics[topic].partitions
+    return {broker for partition in partitions.values() for broker in partition.isrs}
+
+
+def _refused(kafka: Kafka, topic: str, why: str) -> None:
+    """Wait until Kafka refuses a message for that reason; librdkafka tells it to its log alone, and tries again."""
+    said: list[str] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        said.append(record.getMessage())
+        return False
+
+    log = logging.getLogger(f"librdkafka of {topic}")
+    log.setLevel(logging.DEBUG)
+    log.addFilter(hear)
+    producer = Producer(
+        {"bootstrap.servers": kafka.bootstrap_servers, "acks": "all", "debug": "msg", "log_level": 7, "logger": log}
+    )
+    producer.produce(topic, b"{}")
+    eventually(lambda: producer.poll(0.1) or any(why in line for line in said), within=20, what=why)
+    producer.purge()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_disk_that_takes_no_more_is_an_outage(
+    database: Database, durable_own_kafka: Kafka, own_topic: str, new_pipeline: PipelineFactory
+) -> None:
+    """A broker whose only disk fails ends itself; once it is back everything arrives, each once and in order."""
+    pipeline = new_pipeline(database, durable_own_kafka, own_topic, {})
+    reader, sink = pipeline.start("reader"), pipeline.start("sink")
+    pipeline.enqueue()
+    pipeline.prove()
+    before = pipeline.lsn()
+    durable_own_kafka.refuse_to_grow()
+    pipeline.enqueue()
+    for process in (reader, sink):
+        eventually(lambda: readiness(process) == 503, within=40, what=f"word of it from {process.name}")  # noqa: B023
+        assert process.http("/livez").status == 200
+    pipeline.enqueue()
+    assert not pipeline.confirmed_beyond(before)
+    durable_own_kafka.start()
+    pipeline.prove(within=60)
+    for process in (reader, sink):
+        eventually(lambda: readiness(process) == 200, within=30, what=f"readiness of {process.name}")  # noqa: B023
+        assert process.returncode is None
+    assert metric(reader, "retries_scheduled_total") == 0
 
 
 @pytest.mark.parametrize(

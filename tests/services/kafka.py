@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from connector.demo.embedded import QUICK_GROUP, EmbeddedBroker, broker_answers, free_port, spawn
@@ -80,16 +81,27 @@ class Kafka:
         del bytes_a_second
         pytest.skip(f"quotas of the {self.kind} Kafka are not ours to change; needs Apache Kafka as a child process")
 
+    def second_broker(self) -> Kafka:
+        """Start another broker of the same cluster; the test is skipped where we cannot."""
+        pytest.skip(f"the {self.kind} Kafka gets no second broker; needs Apache Kafka as a child process")
+
+    def refuse_to_grow(self) -> None:
+        """Let the broker's disk take nothing more until it starts again; the test is skipped where we cannot."""
+        pytest.skip(f"the disk of the {self.kind} Kafka is not ours; needs Apache Kafka as a child process, on Linux")
+
     def admin(self) -> AdminClient:
         """Return a new client for topics, groups and offsets."""
         return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
     @contextmanager
-    def topic(self, partitions: int = 6, config: Mapping[str, str] | None = None) -> Iterator[str]:
+    def topic(
+        self, partitions: int = 6, config: Mapping[str, str] | None = None, replication: int = 1
+    ) -> Iterator[str]:
         """Give a fresh topic's name, and delete it afterwards with those whose names go on from it."""
         name = f"test-{secrets.token_hex(6)}"
         admin = self.admin()
-        for created in admin.create_topics([NewTopic(name, partitions, 1, config=dict(config or {}))]).values():
+        new = NewTopic(name, partitions, replication, config=dict(config or {}))
+        for created in admin.create_topics([new]).values():
             created.result(20)
         eventually(lambda: self._is_ready(admin, name, partitions), within=20, what=f"topic {name}")
         try:
@@ -140,8 +152,14 @@ class ApacheKafka(Kafka):
         listeners: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
         users: Mapping[str, str] | None = None,
+        joining: ApacheKafka | None = None,
     ) -> None:
-        """Prepare; `listeners` are more of them, each with its security protocol, and `users` may log in by SCRAM."""
+        """Prepare; `listeners` are more of them, each with its security protocol, and `users` may log in by SCRAM.
+
+        A broker that is `joining` another becomes the second one of its cluster.
+        """
+        self._joining = joining
+        self._cluster: str = joining._cluster if joining else uuid.uuid4().hex[:22]
         self._more_listeners = dict(listeners or {})
         self._more_settings = dict(settings or {})
         self._users = dict(users or {})
@@ -171,6 +189,24 @@ class ApacheKafka(Kafka):
         tool = self._java("kafka.admin.ConfigCommand", *where, "--alter", *change, heap="128m")
         if tool.wait(60) != 0:
             raise RuntimeError(f"Kafka's quotas: {(self._directory / 'kafka.log').read_text()[-2000:]}")
+
+    def second_broker(self) -> Kafka:
+        # Made before there is a choice of brokers, so that groups keep their offsets here.
+        Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "first"}).committed(
+            [TopicPartition("none", 0)], timeout=20
+        )
+        name = f"{self._directory.name}-second-{secrets.token_hex(4)}"
+        broker = ApacheKafka(self._directory.with_name(name), joining=self)
+        broker.start()
+        eventually(lambda: len(self.admin().list_topics(timeout=5).brokers) == 2, within=30, what="two brokers")
+        return broker
+
+    def refuse_to_grow(self) -> None:
+        if self._process is None or not hasattr(resource, "prlimit"):
+            super().refuse_to_grow()
+            return
+        _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (1, hard))
 
     def start(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -213,6 +249,15 @@ class ApacheKafka(Kafka):
             controller=f"127.0.0.1:{self._controller_port}",
         )
         settings["log.dirs"] = str(self._directory / "data")
+        if self._joining is not None:
+            settings |= {
+                "process.roles": "broker",
+                "node.id": "2",
+                "controller.quorum.voters": f"1@127.0.0.1:{self._joining._controller_port}",
+            }
+            settings["listeners"] = settings["listeners"].replace(
+                f"CONTROLLER://127.0.0.1:{self._controller_port},", ""
+            )
         for name, protocol in self._more_listeners.items():
             settings["listeners"] += f",{name}://127.0.0.1:{self._more_ports[name]}"
             settings["advertised.listeners"] += f",{name}://{self.servers_of(name)}"
@@ -220,13 +265,12 @@ class ApacheKafka(Kafka):
         settings |= self._more_settings
         draft = properties.with_suffix(".draft")
         draft.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
-        cluster = uuid.uuid4().hex[:22]
         scram = [
             argument
             for name, password in self._users.items()
             for argument in ("--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]")
         ]
-        command = ["format", "-t", cluster, "-c", str(draft), *scram]
+        command = ["format", "-t", self._cluster, "-c", str(draft), *scram]
         tool = self._java("kafka.tools.StorageTool", *command, heap="128m")
         if tool.wait(60) != 0:
             raise RuntimeError(f"Kafka's storage tool failed: {(self._directory / 'kafka.log').read_text()[-2000:]}")
