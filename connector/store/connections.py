@@ -137,6 +137,9 @@ def is_pooler_trouble(error: psycopg.Error) -> bool:
 def describe(error: psycopg.Error) -> str:
     """Return the server's words for an error: message, detail and SQLSTATE, on one line; no row's content."""
     detail = "" if error.sqlstate in _DETAILED_BY_THE_WHOLE_ROW else error.diag.message_detail or ""
-    parts = [error.diag.message_primary or str(error).strip(), detail]
+    message = error.diag.message_primary or str(error).strip()
+    if error.sqlstate == "22021" and message.endswith("0x00"):
+        message += ", a NUL, which PostgreSQL's text cannot hold"
+    parts = [message, detail]
     text = " ".join(part for part in parts if part).replace("\n", " ")
     return f"{text} (SQLSTATE {error.sqlstate})" if error.sqlstate else text

@@ -20,6 +20,8 @@ HELD = "held"
 ALREADY_STORED = "already_stored"
 
 _VISIBLE_SECONDS: Final = 0.1
+# Their text would have to be quoted here and parsed there, which costs more than to store it.
+_SENT_AS_BINARY: Final = frozenset({"bigint", "text"})
 
 
 class Destination(Protocol):
@@ -80,21 +82,26 @@ class Settlement:
         self._tables = tables
         self._strict = strict
         self._destinations = destinations
-        self._statements = {biz_type: self._compose(destination) for biz_type, destination in destinations.items()}
+        self._statements = {
+            biz_type: self._compose("store_batch", destination) for biz_type, destination in destinations.items()
+        }
+        self._plain_statements = {
+            biz_type: self._compose("store_plain_batch", destination) for biz_type, destination in destinations.items()
+        }
         self._history_key = index_name(tables.history, "outbox_id_key")
         self._hiding: dict[int, set[str]] = {}
 
-    def _compose(self, destination: Destination) -> sql.Composed:
+    def _compose(self, statement: str, destination: Destination) -> sql.Composed:
         parameters = sql.SQL("").join(
-            sql.SQL(", %({})s::{}[]").format(
-                sql.SQL(_parameter(name)), sql.SQL(type_)
+            sql.SQL(", %({}){}::{}[]").format(
+                sql.SQL(_parameter(name)), sql.SQL("b" if type_ in _SENT_AS_BINARY else "s"), sql.SQL(type_)
             )  # of the handler's code, no input
             for name, type_ in destination.columns.items()
         )
         columns = sql.SQL("").join(sql.SQL(", {}").format(sql.Identifier(name)) for name in destination.columns)
         return self._tables.query(
             "sink",
-            "store_batch",
+            statement,
             handler_parameters=parameters,
             handler_columns=columns,
             handler_statement=self._tables.compose(destination.statement),
@@ -117,6 +124,8 @@ class Settlement:
             psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
             NotVisibleYet: a row's transaction is still at its commit; nothing has changed, and a later call will pass.
         """
+        if not unparsed and (result := self._store_if_plain(items, first)) is not None:
+            return result
         self._await_rows([*(item.outbox_id for item in items), *(failure.outbox_id for failure in unparsed)])
         try:
             return self._transaction(items, unparsed, first, isolate=False)
@@ -124,6 +133,27 @@ class Settlement:
             if not is_row_fault(error):
                 raise
         return self._transaction(items, unparsed, first, isolate=True)
+
+    def _store_if_plain(self, items: Sequence[Item], first: Callable[[], None]) -> Result | None:
+        """Settle a batch of which every message can be stored; if there is another one, change nothing."""
+        result = Result([], [], [])
+        try:
+            with self.connection.transaction():
+                first()
+                for group in waves(items):
+                    arguments = self._arguments(group)
+                    ages = self.connection.execute(self._plain_statements[group[0].biz_type], arguments).fetchall()
+                    if len(ages) < len(group):
+                        raise psycopg.Rollback
+                    result.outcomes.extend(
+                        Outcome(item.outbox_id, STORED, age, None) for item, (age,) in zip(group, ages, strict=True)
+                    )
+                reach(Point.STATEMENT_RUN)
+                return result
+        except psycopg.Error as error:
+            if not is_row_fault(error):
+                raise
+        return None
 
     def enqueued(self, outbox_ids: list[int]) -> dict[int, tuple[str, str]]:
         """Return `biz_type` and `payload` (JSON text) of the rows that are there.
@@ -190,11 +220,14 @@ class Settlement:
 
     def _store(self, group: Sequence[Item]) -> list[Outcome]:
         biz_type = group[0].biz_type
-        arguments: dict[str, Any] = {"outbox_ids": [item.outbox_id for item in group], "strict": self._strict}
-        for place, name in enumerate(self._destinations[biz_type].columns):
-            arguments[_parameter(name)] = [item.values[place] for item in group]
-        rows = self.connection.execute(self._statements[biz_type], arguments)
+        rows = self.connection.execute(self._statements[biz_type], self._arguments(group))
         return [Outcome(*row) for row in rows]
+
+    def _arguments(self, group: Sequence[Item]) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"outbox_ids": [item.outbox_id for item in group], "strict": self._strict}
+        for place, name in enumerate(self._destinations[group[0].biz_type].columns):
+            arguments[_parameter(name)] = [item.values[place] for item in group]
+        return arguments
 
     def _store_each_that_can(self, group: Sequence[Item], result: Result) -> None:
         """Halve a group until the rows that the database refuses stand alone; their neighbours are stored."""

@@ -20,19 +20,64 @@ select l.virtualtransaction
    and l.granted
    and l.pid is distinct from pg_backend_pid();
 
+-- name: store_plain_batch
+-- One batch of one handler, where nothing is amiss: every row is there and neither settled nor, perhaps, to be held back. Then
+-- no row needs a lock before its update, which takes them in id order. It answers with the age of each row it has stored, in
+-- seconds; if that is not the whole batch, the transaction must be undone, and `store_batch` tell the rows apart.
+with incoming as materialized (
+    select *
+      from unnest(%(outbox_ids)b::bigint[]{handler_parameters}) with ordinality
+           as i (outbox_id{handler_columns}, place)
+     order by i.outbox_id
+),
+consumed as (
+    update {outbox} as o
+       set status = 'consumed',
+           published_at = coalesce(o.published_at, clock_timestamp()),
+           consumed_at = clock_timestamp(),
+           next_retry_at = null,
+           updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
+      from incoming as i
+     where o.id = i.outbox_id
+       and o.status in ('pending', 'published')
+       -- No key of the batch has a row that is retried or held. As long as no key has, none is looked up.
+       and (select case when not %(strict)s then true
+                        when not exists (select from {outbox} as any_unsettled
+                                          where any_unsettled.next_retry_at is not null
+                                            and any_unsettled.status in ('pending', 'published')) then true
+                        else not exists (select
+                                           from {outbox} as b
+                                           join {outbox} as e on e.message_key = b.message_key and e.topic = b.topic
+                                          where b.id = any (%(outbox_ids)b::bigint[])
+                                            and e.next_retry_at is not null
+                                            and e.status in ('pending', 'published'))
+                   end)
+    returning i.*, o.created_at as "created_at of the row"
+),
+accepted as materialized (
+    select outbox_id{handler_columns}, place from consumed order by place
+),
+stored as (
+    {handler_statement}
+)
+select case when isfinite(c."created_at of the row")
+            then date_part('epoch', clock_timestamp() - c."created_at of the row")
+       end
+  from consumed as c;
+
 -- name: store_batch
 -- One batch of one handler: lock its rows in id order, let through those that are neither settled nor held back by an
 -- earlier message of their key, store them with the handler's own statement, and mark them consumed. It answers with
 -- each row's outcome.
 with incoming as materialized (
     select *
-      from unnest(%(outbox_ids)s::bigint[]{handler_parameters}) with ordinality
+      from unnest(%(outbox_ids)b::bigint[]{handler_parameters}) with ordinality
            as i (outbox_id{handler_columns}, place)
 ),
 locked as materialized (
     select o.id, o.topic, o.message_key, o.status, o.created_at
       from {outbox} as o
-     where o.id = any (%(outbox_ids)s::bigint[])
+     where o.id = any (%(outbox_ids)b::bigint[])
      order by o.id
        for update of o
 ),

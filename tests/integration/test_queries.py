@@ -65,8 +65,8 @@ def session(large: Database) -> Iterator[Connection]:
 
 def plan_of(session: Connection, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the nodes of the plan that the prepared statement is run with."""
-    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
-    text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement).replace("%%", "%")
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)[bs]", statement)))
+    text = re.sub(r"%\((\w+)\)[bs]", lambda found: f"${names.index(found[1]) + 1}", statement).replace("%%", "%")
     session.execute("deallocate all")
     session.execute(f"prepare hot as {text}".encode())
     values = ", ".join("%s" for _ in names)
@@ -183,8 +183,9 @@ def test_the_highest_pending_id_comes_from_the_end_of_an_index(session: Connecti
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("size", [1, 1_000])
 @pytest.mark.parametrize("failing", [True, False], ids=["some retried", "none retried"])
-def test_storing_looks_its_rows_up(session: Connection, size: int, *, strict: bool, failing: bool) -> None:
-    """`store_batch` finds its rows by id, and what may hold them back by key, through indexes alone."""
+@pytest.mark.parametrize("plain", [True, False], ids=["store_plain_batch", "store_batch"])
+def test_storing_looks_its_rows_up(session: Connection, size: int, *, strict: bool, failing: bool, plain: bool) -> None:
+    """Both statements find their rows by id, and what may hold them back by key, through indexes alone."""
     handler = ChatHistoryHandler()
     if not failing:
         session.execute(f"update {OUTBOX} set status = 'dead', next_retry_at = null where next_retry_at is not null")
@@ -194,11 +195,20 @@ def test_storing_looks_its_rows_up(session: Connection, size: int, *, strict: bo
     values = {"user_id": 1, "chat_id": "c", "message_content": "x", "role": "user", "created_at": None}
     for column in handler.columns:
         arguments[f"column_{column}"] = [values[column]] * len(ids)
-    statement = Settlement(session, TABLES, {"chat_history_persist": handler}, strict=strict)._statements
-    nodes = plan_of(session, statement["chat_history_persist"].as_string(session), arguments)
+    settlement = Settlement(session, TABLES, {"chat_history_persist": handler}, strict=strict)
+    statements = settlement._plain_statements if plain else settlement._statements
+    nodes = plan_of(session, statements["chat_history_persist"].as_string(session), arguments)
     check(nodes, PRIMARY)
     if strict and failing:
         assert UNSETTLED in {node.get("Index Name") for node in nodes}
+    if plain:
+        # Rows are updated, and so locked, in the order of their ids, or two batches could lock each other out.
+        (sort,) = [node for node in nodes if node.get("Subplan Name") == "CTE incoming"]
+        assert (sort["Node Type"], sort["Sort Key"]) == ("Sort", ["i.outbox_id"])
+        (place,) = [place for place, node in enumerate(nodes) if node.get("CTE Name") == "incoming"]
+        loop, outer, inner = nodes[place - 1 : place + 2]
+        assert (loop["Node Type"], outer["Parent Relationship"]) == ("Nested Loop", "Outer")
+        assert inner["Index Name"] == PRIMARY
 
 
 @pytest.mark.parametrize("size", [1, 500])
