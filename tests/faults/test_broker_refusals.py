@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import closing
 
 import pytest
 from confluent_kafka import KafkaError, Producer
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin import AclOperation, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from connector.kafka import Fate, fate_of
 from tests.faults.pipeline import PipelineFactory
@@ -34,6 +35,32 @@ def test_a_topic_that_is_forbidden_for_a_while_costs_retries_and_no_message(
     pipeline.prove(within=60)
     eventually(lambda: readiness(sink) == 200, within=30, what="readiness of the sink")
     assert metric(reader, "retries_scheduled_total") >= 3
+
+
+def test_what_follows_a_refused_message_is_not_published_before_the_refusal_is_on_its_row(
+    database: Database, durable_own_kafka: Kafka, own_topic: str, new_pipeline: PipelineFactory
+) -> None:
+    """Until then nothing in the table would hold it back; Kafka may take it by then, and it would be stored first."""
+    pipeline = new_pipeline(database, durable_own_kafka, own_topic, {})
+    reader, _ = pipeline.start("reader"), pipeline.start("sink")
+    pipeline.enqueue()
+    pipeline.prove()
+    pipeline.app.execute(
+        "create function wait() returns trigger language plpgsql as"
+        " $$ begin perform pg_advisory_xact_lock_shared(1); return new; end $$;"
+        f"create trigger wait before update on {OUTBOX} for each row"
+        " when (old.last_error is null and new.last_error is not null) execute function wait()"
+    )
+    with database.connect() as other, other.transaction():
+        other.execute("select pg_advisory_xact_lock(1)")
+        with forbidden(durable_own_kafka, own_topic, AclOperation.WRITE):
+            pipeline.spent.add(pipeline.insert("key"))
+            eventually(lambda: metric(reader, "publish_failures_total") >= 1, within=30, what="the refusal")
+        later = pipeline.insert("key")
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert pipeline.statuses()[later] == "pending"
+    pipeline.prove(within=60)
 
 
 def test_a_producer_that_is_throttled_waits(

@@ -11,7 +11,7 @@ import pytest
 
 from connector.failpoints import Point
 from tests.faults.pipeline import KEYS, Pipeline
-from tests.integration.scenario import all_published, one, write_wal
+from tests.integration.scenario import all_published, catch_up_owed, one, write_wal
 from tests.services import eventually
 
 
@@ -115,6 +115,17 @@ CRASHES = {
     Point.OFFSET_COMMITTED: Crash("sink", _messages),
 }
 
+OWING = {
+    Point.CATCH_UP_OWED,
+    Point.SLOT_MADE,
+    Point.SLOT_RECORDED,
+    Point.CATCH_UP_HALF_WAY,
+    Point.CATCH_UP_ACKNOWLEDGED,
+    Point.SLOT_OWED,
+    Point.SLOT_DROPPED,
+}
+"""Where a catch-up is written down, and not written off yet."""
+
 
 @pytest.mark.parametrize("point", Point, ids=str)
 def test_a_crash_or_an_error_at_any_point_loses_doubles_and_reorders_nothing(pipeline: Pipeline, point: Point) -> None:
@@ -128,6 +139,7 @@ def test_a_crash_or_an_error_at_any_point_loses_doubles_and_reorders_nothing(pip
         process = pipeline.start(crash.command, CONNECTOR_FAILPOINTS=",".join(failpoints), **crash.variables)
         process.wait_for_log("failpoint_reached", point=point, action=action)
         assert process.wait(20) == code
+        assert catch_up_owed(pipeline.app) or point not in OWING
         if action == "kill" and crash.command == "reader":
             pipeline.start("sink")
     assert process.wait_for_log("uncaught_exception")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -122,3 +123,37 @@ def test_the_url_may_say_how_soon_a_lost_peer_is_noticed(database: Database) -> 
     with connect(url, name="test") as connection, socket.socket(fileno=os.dup(connection.fileno())) as side:
         assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4000
         assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+
+
+def _as_another(place: int, bytes_: bytes) -> Callable[[re.Match[bytes]], bytes]:
+    return lambda found: found[0][:place] + bytes_ + found[0][place + len(bytes_) :]
+
+
+# A frame's kind, its positions and time, then an insert: its kind, its relation, a new row of ten columns.
+INSERT = rb"w.{24}I.{4}N\x00\x0a"
+NONSENSE = {
+    "the frame's kind": _as_another(0, b"x"),
+    "the message's kind": _as_another(25, b"J"),
+    "the relation": _as_another(26, b"\x00\x00\x00\x01"),
+    "the row's kind": _as_another(30, b"K"),
+    "the number of columns": _as_another(31, b"\x00\x09"),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_a_stream_that_makes_no_sense_stops_the_reader_and_loses_nothing(
+    through_postgresql: tuple[Pipeline, TcpProxy], what: str
+) -> None:
+    """It ends with an error, and confirms no position behind what it could not read; another reader reads that."""
+    pipeline, proxy = through_postgresql
+    reader = pipeline.start("reader")
+    pipeline.start("sink")
+    pipeline.enqueue()
+    pipeline.prove()
+    before = pipeline.lsn()
+    proxy.tamper(lambda chunk: re.sub(INSERT, NONSENSE[what], chunk, count=1, flags=re.DOTALL))
+    pipeline.enqueue()
+    assert reader.wait(20) == 1
+    assert not pipeline.confirmed_beyond(before)
+    proxy.tamper(lambda chunk: chunk)
+    pipeline.prove()

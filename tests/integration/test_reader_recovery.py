@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
@@ -17,8 +17,9 @@ from connector.cli.composition import tables as tables_of
 from connector.observability.health import Health
 from connector.observability.metrics import ReaderMetrics
 from connector.outbox import Table
+from connector.publishing import MOST_IN_FLIGHT
 from connector.reader import Reader, ReaderOptions
-from connector.replication import FEEDBACK_SECONDS, ReplicationConnection
+from connector.replication import FEEDBACK_SECONDS, SENDER_TIMEOUT_SECONDS, ReplicationConnection
 from connector.settings import load_settings
 from connector.store.queries import Tables
 from connector.store.schema import migrate
@@ -47,6 +48,7 @@ TABLES = Tables(Table("public", "agent_outbox_messages"), Table("public", "chat_
 Start = Callable[..., Process]
 
 KEYS = ("key-1", "key-2", "key-3")
+A_LOT = 250  # rows that may be read together
 
 SESSIONS = (
     "select pg_terminate_backend(pid) from pg_stat_activity"
@@ -636,6 +638,7 @@ def test_the_slot_stays_within_its_budget_while_kafka_is_away(
         with Tap(durable_own_kafka, own_topic) as tap:
             tap.has(outbox_id for _, outbox_id in history)
             assert in_order(tap.sent)
+        assert "overlooked_rows_found" not in reader.stderr
         assert (reader.stop(), sink.stop()) == (0, 0)
 
 
@@ -657,8 +660,8 @@ def test_an_idle_outbox_in_a_busy_database_pins_no_wal(
 
 @pytest.mark.slow
 def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, database: Database, own_topic: str) -> None:
-    """While Kafka is away the confirmed position stays before the rows it has not got, whatever WAL follows."""
-    env = environment(database, durable_own_kafka, own_topic)
+    """While Kafka is away the stream goes on, but is confirmed no further than to the rows that Kafka has not got."""
+    env = environment(database, durable_own_kafka, own_topic) | {"CONNECTOR_SHUTDOWN_SECONDS": "3"}
     set_up(env)
     reader = is_streaming(Process("reader", env=env).start())
     with database.connect() as app:
@@ -668,12 +671,15 @@ def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, databas
         before = one(app, "select pg_current_wal_lsn()")
         ids += some(app, own_topic, 1)
         query = "select confirmed_flush_lsn > %s::pg_lsn from pg_replication_slots where slot_name = %s"
-        until = time.monotonic() + 7  # more than two feedbacks and a few keepalives
+        until = time.monotonic() + SENDER_TIMEOUT_SECONDS + 2  # a few feedbacks and keepalives
         while time.monotonic() < until:
             write_wal(app, 1)
             assert not one(app, query, [before, slot_of(env)])
             time.sleep(0.2)
-        reader.kill()
+        assert "reader_interrupted" not in reader.stderr
+        assert reader.stop() == 0
+        assert reader.wait_for_log("drained")["undelivered"] == 3
+        assert not one(app, query, [before, slot_of(env)])
         assert statuses(app)["pending"] == 3
         durable_own_kafka.start()
         is_streaming(Process("reader", env=env).start())
@@ -681,10 +687,9 @@ def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, databas
             tap.has(ids)
 
 
-def test_an_outage_does_not_grow_the_ledger(durable_own_kafka: Kafka, database: Database, own_topic: str) -> None:
-    """While one message waits for Kafka, thousands of turns of the loop leave nothing behind."""
-    env = environment(database, durable_own_kafka, own_topic)
-    set_up(env)
+@contextmanager
+def in_this_process(env: dict[str, str]) -> Iterator[Reader]:
+    """A reader whose inside the test can see."""
     settings = load_settings(env, needs=frozenset({"database", "kafka"}))
     reader = Reader(
         ReaderOptions(
@@ -705,19 +710,57 @@ def test_an_outage_does_not_grow_the_ledger(durable_own_kafka: Kafka, database: 
     thread = threading.Thread(target=reader.run)
     thread.start()
     try:
-        with database.connect() as app:
-            enqueue(app, own_topic, "key", 1)
-            all_published(app)
-            durable_own_kafka.stop()
-            enqueue(app, own_topic, "key", 2)
-            eventually(lambda: reader._publishing.in_flight == 1, what="the message on its way")
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
-                write_wal(app, 1)
-                time.sleep(0.1)
-            assert reader._publishing.in_flight == 1
-            assert len(reader._stream.ledger) < 10
+        yield reader
     finally:
         reader.stop()
         thread.join(20)
     assert not thread.is_alive()
+
+
+def test_an_outage_does_not_grow_the_ledger(durable_own_kafka: Kafka, database: Database, own_topic: str) -> None:
+    """While messages wait for Kafka, thousands of turns of the loop leave nothing behind, and no more are taken."""
+    env = environment(database, durable_own_kafka, own_topic)
+    set_up(env)
+    with in_this_process(env) as reader, database.connect() as app:
+        enqueue(app, own_topic, "key", 1)
+        all_published(app)
+        durable_own_kafka.stop()
+        enqueue(app, own_topic, "key", 2)
+        eventually(lambda: reader._publishing.in_flight == 1, what="the message on its way")
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            write_wal(app, 1)
+            time.sleep(0.1)
+        assert reader._publishing.in_flight == 1
+        assert len(reader._stream.ledger) < 10
+        enqueue_many(app, own_topic, MOST_IN_FLIGHT + 5_000)
+        eventually(lambda: reader._publishing.in_flight >= MOST_IN_FLIGHT, within=30, what="a full pipe")
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            assert reader._publishing.in_flight <= MOST_IN_FLIGHT + A_LOT
+            time.sleep(0.01)
+
+
+def test_marks_that_cannot_be_written_do_not_grow_either(
+    database: Database, kafka: Kafka, topic: str, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database keeps the bookkeeping waiting, no more is published than may wait for its marks."""
+    monkeypatch.setattr("connector.reader.MOST_UNMARKED", 1_000)
+    monkeypatch.setattr("connector.publishing.MOST_IN_FLIGHT", 500)
+    env = environment(database, kafka, topic)
+    set_up(env)
+    with in_this_process(env) as reader, database.connect() as app, database.connect() as other:
+        app.execute(
+            "create function wait() returns trigger language plpgsql as"
+            " $$ begin perform pg_advisory_xact_lock_shared(1); return null; end $$;"
+            f"create trigger wait before update on {OUTBOX} for each statement execute function wait()"
+        )
+        with other.transaction():
+            other.execute("select pg_advisory_xact_lock(1)")
+            enqueue_many(app, topic, 5_000)
+            eventually(lambda: reader._bookkeeper.unmarked >= 1_000, what="as many as may wait")
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                assert len(tap.read(0.01)) <= 1_000 + 500 + A_LOT
+        all_published(app)
+        assert len(tap.has(range(1, 5_001))) == 5_000

@@ -186,6 +186,36 @@ def test_an_outage_of_the_database_costs_no_retry_no_membership_and_no_message(
 
 
 @pytest.mark.slow
+def test_a_sink_that_the_database_keeps_waiting_takes_little_from_kafka(
+    outbox: OutboxTable, reader: Reader, connector: Callable[..., Process], connector_env: dict[str, str]
+) -> None:
+    """Whether a statement waits or the database is away: of 150 MB in Kafka it holds a few at a time."""
+    sink = connector("sink")
+    (first,) = reader.enqueue()
+    wait_for(outbox, first)
+    second = outbox.new(topic=connector_env["CONNECTOR_TOPICS"])
+    blocker = outbox.connect()
+    with blocker.transaction():
+        blocker.execute("select from agent_outbox_messages where id = %s for update", [second])
+        reader.send(second)
+        eventually(lambda: sink_sessions(outbox, "wait_event_type = 'Lock'"), what="the sink's wait for the lock")
+        for number in range(1, 301):
+            # Of no row of ours, which is a no-op once it comes to that.
+            reader.send(1_000_000 + number, f"key-{number}", message_content=os.urandom(256 * 1024).hex())
+        long = "wait_event_type = 'Lock' and clock_timestamp() - xact_start > interval '3 seconds'"
+        eventually(lambda: sink_sessions(outbox, long), what="a transaction that has waited for long")
+    absence = Absence(outbox)
+    absence.begin()
+    try:
+        eventually(lambda: len(events(sink, "batch_postponed")) >= 6, within=40, what="the sixth attempt")
+    finally:
+        absence.end()
+    (last,) = reader.enqueue()
+    wait_for(outbox, last, within=60)
+    assert sink.peak_rss_mb < 150
+
+
+@pytest.mark.slow
 def test_a_crash_of_the_database_costs_no_retry_and_stores_nothing_twice(
     own_database: Database, kafka: Kafka, topic: str
 ) -> None:

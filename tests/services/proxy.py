@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
@@ -30,6 +31,7 @@ class TcpProxy:
         self._open.set()
         self._refusing = False
         self._delay = 0.0
+        self._change: Callable[[bytes], bytes] = lambda chunk: chunk
         self._closed = False
         self._sockets: set[socket.socket] = set()
         self._silent: set[socket.socket] = set()  # their peer has said all it has to say
@@ -83,6 +85,10 @@ class TcpProxy:
     def delay(self, seconds: float) -> None:
         """Let everything arrive so much later."""
         self._delay = seconds
+
+    def tamper(self, change: Callable[[bytes], bytes]) -> None:
+        """Let what comes from the server, in whatever pieces, arrive as `change` makes it."""
+        self._change = change
 
     def restore(self) -> None:
         """Let everything through again, also what a black hole has kept; what was cut stays cut."""
@@ -143,18 +149,18 @@ class TcpProxy:
             _reset(server)
             return
         for source, target in ((client, server), (server, client)):
-            threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+            threading.Thread(target=self._pump, args=(source, target, source is server), daemon=True).start()
 
     def _turns_away(self) -> bool:
         return self._refusing or self._closed
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, from_server: bool) -> None:
         try:
             while chunk := source.recv(_CHUNK):
                 if self._delay:
                     time.sleep(self._delay)
                 self._open.wait()
-                target.sendall(chunk)
+                target.sendall(self._change(chunk) if from_server else chunk)
         except OSError:
             self._end(source, target)
             return

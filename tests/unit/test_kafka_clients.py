@@ -1,0 +1,26 @@
+"""How the clients of Kafka are configured, where the guarantees stand on it and no test could provoke the difference."""
+
+from __future__ import annotations
+
+from connector.kafka import clients
+from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
+
+KAFKA = Kafka("127.0.0.1:1", {})
+
+
+def test_the_producer_neither_doubles_nor_reorders_nor_gives_up() -> None:
+    """A request that is sent again keeps its place; only an answer from every replica counts; an outage has no end."""
+    assert (
+        KAFKA._configuration(PRODUCER_DEFAULTS).items()
+        >= {"enable.idempotence": True, "acks": "all", "message.timeout.ms": 0}.items()
+    )
+
+
+def test_the_consumer_moves_no_offset_by_itself_and_keeps_little() -> None:
+    """Offsets are stored by the sink alone; what is fetched in advance is a few megabytes."""
+    configuration = KAFKA._configuration(clients._CONSUMER)
+    assert configuration["enable.auto.offset.store"] is False
+    assert configuration["auto.offset.reset"] == "earliest"
+    assert configuration["partition.assignment.strategy"] == "cooperative-sticky"
+    assert configuration["queued.max.messages.kbytes"] <= 16 * 1024
+    assert configuration["fetch.max.bytes"] <= 4 * 1024 * 1024

@@ -1,0 +1,73 @@
+"""The ledger of what has no fate yet: a position is confirmed only when everything before it is settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connector.ledger import Ledger, Lot
+from connector.outbox import Failure, Fence
+
+FAILURE = Failure(1, 0, "no", "test")
+
+
+@dataclass(slots=True)
+class Row:
+    """A row that was read; it is settled when Kafka has it, or when its failure is written down."""
+
+    lot: Lot
+    end_lsn: int | None = None
+    refused: bool = False
+    settled: bool = False
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_no_position_is_confirmed_that_lies_behind_a_row_without_a_fate(  # noqa: C901 - one case for each step
+    data: st.DataObject,
+) -> None:
+    """Whatever the order of reads, commits, keepalives, acknowledgements, refusals and writes; at last all is."""
+    ledger, rows, lsn = Ledger(), list[Row](), 0
+    lot: Lot | None = None
+    in_transaction = False
+    for step in data.draw(st.lists(st.sampled_from("rrrcxkaafw"), min_size=10, max_size=60)):
+        lsn += 10
+        waiting = [row for row in rows if not (row.settled or row.refused)]
+        refused = [row for row in rows if row.refused and not row.settled]
+        if step == "r":  # a row is read
+            in_transaction = True
+            if lot is None:
+                lot = Lot(0.0)
+                ledger.append(lot)
+            lot.add(Fence(len(rows) + 1, 0, 0, None), 1)
+            rows.append(Row(lot))
+        elif step == "x" and lot is not None:  # the lot is full
+            lot.closed, lot = True, None
+        elif step == "c" and in_transaction:  # the transaction ends
+            in_transaction = False
+            ledger.committed(lsn)
+            for row in rows:
+                row.end_lsn = row.end_lsn or lsn
+        elif step == "k" and not in_transaction:  # a keepalive
+            ledger.nothing_until(lsn)
+        elif step in "af" and waiting:  # Kafka takes, or refuses, a row
+            row = data.draw(st.sampled_from(waiting))
+            row.lot.awaited -= 1
+            if step == "f":
+                row.refused = True
+                row.lot.failed(FAILURE)
+            row.settled = not row.refused
+        elif step == "w" and refused:  # the failures of a lot are written down
+            written = data.draw(st.sampled_from(refused)).lot
+            written.written = True
+            for row in refused:
+                row.settled = row.settled or row.lot is written
+        confirmable = ledger.settle()
+        assert all(confirmable < (row.end_lsn or lsn + 1) for row in rows if not row.settled)
+    for row in rows:
+        row.lot.closed, row.lot.awaited, row.lot.written = True, 0, True
+    ledger.committed(lsn + 1)
+    assert ledger.settle() == lsn + 1
+    assert ledger.empty
