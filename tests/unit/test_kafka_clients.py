@@ -1,4 +1,4 @@
-"""How the clients of Kafka are configured, where the guarantees stand on it and no test could provoke the difference."""
+"""How the clients of Kafka are configured, where the guarantees stand on it and no test could provoke more."""
 
 from __future__ import annotations
 
