@@ -49,7 +49,12 @@ def main() -> int:
         for part in parts:
             for name in PARTS[part][1]:
                 results.forget(name)
-        sizes = Sizes(given.rows, given.steady_seconds, given.warm_up_seconds, given.idle_seconds)
+        sizes = Sizes(
+            rows=given.rows,
+            steady_seconds=given.steady_seconds,
+            warm_up_seconds=given.warm_up_seconds,
+            idle_seconds=given.idle_seconds,
+        )
         _measure(parts, given.runs, sizes, results, path)
     for line in report(results):
         _say(line)

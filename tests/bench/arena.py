@@ -144,8 +144,14 @@ def _insert(connection: psycopg.Connection[Any], topic: str, rows: Rows, status:
             cursor.execute(statement, {**values, "first": first, "last": min(first + step - 1, rows.count)})
 
 
-def messages_in(admin: AdminClient, topic: str) -> int:
-    """Return how many messages a topic holds."""
+def ends_of(admin: AdminClient, topic: str) -> list[int]:
+    """Return the offset behind the last message of each partition of a topic."""
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
     ends = admin.list_offsets({TopicPartition(topic, n): latest for n in range(PARTITIONS)})
-    return sum(end.result(20).offset for end in ends.values())
+    found = {partition.partition: end.result(20).offset for partition, end in ends.items()}
+    return [found[n] for n in range(PARTITIONS)]
+
+
+def messages_in(admin: AdminClient, topic: str) -> int:
+    """Return how many messages a topic holds."""
+    return sum(ends_of(admin, topic))

@@ -28,6 +28,7 @@ class Sizes:
     rows: int = 500_000
     steady_seconds: float = 30.0
     warm_up_seconds: float = 10.0
+    warm_up_rows: int = 20_000
     idle_seconds: float = 60.0
 
     @property

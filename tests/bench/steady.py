@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from confluent_kafka import Consumer, TopicPartition
 
-from tests.bench.arena import HISTORY, KEYS, PARTITIONS, Arena
+from tests.bench.arena import HISTORY, KEYS, Arena, ends_of
 from tests.bench.measure import GIVE_UP_SECONDS, consumer_options, number_of
 
 _WRITERS: Final = 4
@@ -40,13 +40,9 @@ class Latencies(NamedTuple):
     kept_pace: float
     """The rate that was written, as a part of the rate that was asked for."""
 
-    def figures(self) -> dict[str, float]:
-        """Return them as figures of the bench."""
-        return {"p50 ms": self.p50, "p99 ms": self.p99, "worst ms": self.worst, "pace kept": self.kept_pace}
-
 
 def latencies(place: Arena, rate: int, *, warm_up: float, seconds: float, in_history: bool) -> Latencies:
-    """Write at a rate, and look on in Kafka or in history; the time of the warm-up does not count.
+    """Write at a rate, and look on in Kafka or in history; neither what is there already nor the warm-up counts.
 
     Raises:
         RuntimeError: not every row was seen.
@@ -54,7 +50,10 @@ def latencies(place: Arena, rate: int, *, warm_up: float, seconds: float, in_his
     count, before = round(rate * (warm_up + seconds)), round(rate * warm_up)
     here, there = _processes.Pipe()
     look = _look_into_history if in_history else _look_into_kafka
-    where = (place.database.url,) if in_history else (place.topic, consumer_options(place))
+    last = f"select coalesce(max(id), 0) from {HISTORY}"
+    where: tuple[object, ...] = (place.database.url, place.ask(last))
+    if not in_history:
+        where = (place.topic, consumer_options(place), ends_of(place.kafka.admin(), place.topic))
     watcher = _processes.Process(target=look, args=(*where, count, there), daemon=True)
     watcher.start()
     here.recv()
@@ -100,10 +99,12 @@ def _write(url: str, topic: str, rate: int, count: int, answer: Connection) -> N
     answer.send_bytes(committed.tobytes())
 
 
-def _look_into_kafka(topic: str, options: dict[str, str | int | bool], count: int, answer: Connection) -> None:
+def _look_into_kafka(
+    topic: str, options: dict[str, str | int | bool], ends: list[int], count: int, answer: Connection
+) -> None:
     """Poll one message at a time: asking for several with a time-out would add the time-out."""
     consumer = Consumer(options)
-    consumer.assign([TopicPartition(topic, n, 0) for n in range(PARTITIONS)])
+    consumer.assign([TopicPartition(topic, n, end) for n, end in enumerate(ends)])
     answer.send("ready")
 
     def look() -> list[int]:
@@ -115,9 +116,8 @@ def _look_into_kafka(topic: str, options: dict[str, str | int | bool], count: in
     consumer.close()
 
 
-def _look_into_history(url: str, count: int, answer: Connection) -> None:
+def _look_into_history(url: str, last: int, count: int, answer: Connection) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        last = 0
         query = f"select id, user_id from {HISTORY} where id > %s order by id".encode()
         answer.send("ready")
 
