@@ -16,10 +16,10 @@ import psutil
 from connector.demo.embedded import scratch_directory
 from tests.bench.bars import BARS
 from tests.bench.bench import Bench, Sizes, configure
-from tests.bench.charts import charts
+from tests.bench.charts import CHARTS, charts
 from tests.bench.contenders import left_out
 from tests.bench.parts import crash, growth, idle, latency, reading, storing
-from tests.bench.report import report
+from tests.bench.report import into_page, report
 from tests.bench.results import Results
 from tests.services.choice import Choice
 from tests.services.kafka import Kafka, kafka_candidates
@@ -58,9 +58,14 @@ def main() -> int:
         _measure(parts, given.runs, sizes, results, path)
     for line in report(results):
         _say(line)
-    given.charts.mkdir(parents=True, exist_ok=True)
-    for name, picture in charts(results).items():
-        (given.charts / f"{name}.svg").write_text(picture, encoding="utf-8")
+    given.docs.mkdir(parents=True, exist_ok=True)
+    pictures = charts(results)
+    for name, picture in pictures.items():
+        (given.docs / f"{name}.svg").write_text(picture, encoding="utf-8")
+    page = given.docs / "bench.md"
+    if page.exists():
+        titles = {name: CHARTS[name].title for name in pictures}
+        page.write_text(into_page(page.read_text(encoding="utf-8"), results, titles), encoding="utf-8")
     return 1 if any(bar.verdict(results).passed is False for bar in BARS) else 0
 
 
@@ -75,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     add("--warm-up-seconds", type=float, default=sizes.warm_up_seconds, help="of load before that (%(default)g)")
     add("--idle-seconds", type=float, default=sizes.idle_seconds, help="in which nothing happens (%(default)g)")
     add("--output", type=Path, default=Path(".cache/bench"), help="folder of the numbers (%(default)s)")
-    add("--charts", type=Path, default=Path("docs"), help="folder of the charts (docs)")
+    add("--docs", type=Path, default=Path("docs"), help="folder of the charts and of bench.md (docs)")
     add("--report", action="store_true", help="measure nothing: tables and charts of what was measured before")
     given = parser.parse_args()
     if unknown := [part for part in given.parts if part not in PARTS]:

@@ -58,12 +58,12 @@ def ratio(of: Measured, to: Measured) -> Measured:
     return measured
 
 
-def spread(part: str, name: str) -> Measured:
-    """Measure how far a figure's medians lie apart over a part: the largest as a multiple of the smallest."""
+def spread(part: str, name: str, contenders: Sequence[str]) -> Measured:
+    """Measure how far a figure's medians lie apart: the largest as a multiple of the smallest; none may be missing."""
 
     def measured(results: Results) -> float | None:
-        medians = [m for one in results.contenders(part) if (m := results.median(Figure(part, one, name))) is not None]
-        return max(medians) / min(medians) if len(medians) > 1 else None
+        medians = [m for one in contenders if (m := results.median(Figure(part, one, name))) is not None]
+        return max(medians) / min(medians) if len(medians) == len(contenders) else None
 
     return measured
 
@@ -110,6 +110,16 @@ def _idle_bars(process: str, contender: str) -> list[Bar]:
     ]
 
 
+def _growth_bars(part: str) -> list[Bar]:
+    return [
+        _most(f"{part}: {what} over {dimension}", spread(part, name, contenders), 1.2)
+        for dimension, contenders in growth.DIMENSIONS.items()
+        for what, name in (("CPU a row", _CPU), ("peak memory", _PEAK))
+        # Sinks have no part in reading.
+        if (part, dimension) != (growth.READING, "sinks")
+    ]
+
+
 _WARM: Final = median(reading.PART, debezium.NAME, "rows/s, second half")
 _DEBEZIUM_PEAK: Final = median(reading.PART, debezium.NAME, _PEAK)
 _SINK_PEAK: Final = median(storing.PART, _OURS, _PEAK)
@@ -139,8 +149,6 @@ BARS: Final[Sequence[Bar]] = (
     _most("commit to history at 1,000/s: p99", median(_IN_HISTORY, _OURS, "p99 ms"), 30, "ms"),
     *_idle_bars("reader", _OURS),
     *_idle_bars("sink", f"{_OURS}, sink"),
-    _most("growth, reading: dearest row to cheapest, CPU", spread(growth.READING, _CPU), 1.2),
-    _most("growth, storing: dearest row to cheapest, CPU", spread(growth.STORING, _CPU), 1.2),
-    _most("growth, reading: most memory to least", spread(growth.READING, _PEAK), 1.2),
-    _most("growth, storing: most memory to least", spread(growth.STORING, _PEAK), 1.2),
+    *_growth_bars(growth.READING),
+    *_growth_bars(growth.STORING),
 )

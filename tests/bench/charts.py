@@ -32,8 +32,15 @@ class Panel(NamedTuple):
     logarithmic: bool = False
 
 
-CHARTS: Final[dict[str, tuple[str, Sequence[Panel]]]] = {
-    "bench-reading": (
+class Chart(NamedTuple):
+    """Some figures in one picture."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+CHARTS: Final[dict[str, Chart]] = {
+    "bench-reading": Chart(
         "A backlog from outbox to Kafka",
         [
             Panel(reading.PART, "rows/s", logarithmic=True),
@@ -42,7 +49,7 @@ CHARTS: Final[dict[str, tuple[str, Sequence[Panel]]]] = {
             Panel(reading.PART, "start to first row, s"),
         ],
     ),
-    "bench-storing": (
+    "bench-storing": Chart(
         "A backlog from Kafka to history",
         [
             Panel(storing.PART, "rows/s", logarithmic=True),
@@ -50,7 +57,7 @@ CHARTS: Final[dict[str, tuple[str, Sequence[Panel]]]] = {
             Panel(storing.PART, "peak MB"),
         ],
     ),
-    "bench-latency": (
+    "bench-latency": Chart(
         "From a transaction's commit, in milliseconds",
         [
             Panel(part, name, logarithmic=True)
@@ -59,11 +66,11 @@ CHARTS: Final[dict[str, tuple[str, Sequence[Panel]]]] = {
             for name in ("p50 ms", "p99 ms")
         ],
     ),
-    "bench-idle": (
+    "bench-idle": Chart(
         "A minute in which nothing happens",
         [Panel(idle.PART, name) for name in ("CPU %", "queries a minute", "WAL kB a minute")],
     ),
-    "bench-growth": (
+    "bench-growth": Chart(
         "Whether a row costs the same",
         [
             Panel(part, name)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from tests.bench.bars import BARS
 from tests.bench.charts import number
 from tests.bench.results import Figure, Results
+
+_BEGIN: Final = "<!-- measured -->\n"
+_END: Final = "<!-- /measured -->\n"
+
+
+def into_page(page: str, results: Results, pictures: Mapping[str, str]) -> str:
+    """Return a page of the documentation with what was measured in the place of what is between its two marks."""
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    shown = "".join(f"\n![{title}]({name}.svg)\n" for name, title in pictures.items())
+    measured = "\n".join(report(results))
+    return f"{before}{_BEGIN}{measured}\n{shown}{_END}{after}"
 
 
 def report(results: Results) -> Iterator[str]:

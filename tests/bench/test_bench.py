@@ -14,7 +14,7 @@ from tests.bench.charts import charts, number
 from tests.bench.contenders import OUR_READER, OUR_SINK
 from tests.bench.measure import Sample, cpu_per_row
 from tests.bench.parts import crash, growth, reading, storing
-from tests.bench.report import report
+from tests.bench.report import into_page, report
 from tests.bench.results import Figure, Results
 from tests.bench.steady import latencies, summary
 from tests.services import Kafka, Postgres
@@ -55,7 +55,7 @@ def test_a_bar_is_passed_where_it_is_reached(*, at_least: bool, bar: float, pass
         ratio(median(PART, "ours", "rows/s"), median(PART, "nobody", "rows/s")),
         ratio(median(PART, "nobody", "rows/s"), median(PART, "ours", "rows/s")),
         largest(PART, "nobody", "rows/s"),
-        spread(PART, "rows/s"),
+        spread(PART, "rows/s", ["ours", "nobody"]),
     ],
 )
 def test_what_was_not_measured_passes_no_bar(missing: Measured) -> None:
@@ -67,7 +67,8 @@ def test_what_was_not_measured_passes_no_bar(missing: Measured) -> None:
 
 def test_the_spread_is_between_the_dearest_and_the_cheapest() -> None:
     """Growth is judged by the two contenders that lie furthest apart, each by its median."""
-    assert spread(PART, "rows/s")(measured(a=[10.0], b=[11.0, 12.0, 99.0], c=[10.5])) == pytest.approx(1.2)
+    everything = measured(a=[10.0], b=[11.0, 12.0, 99.0], c=[10.5])
+    assert spread(PART, "rows/s", ["c", "b", "a"])(everything) == pytest.approx(1.2)
 
 
 def test_what_must_never_be_is_judged_by_its_worst_run() -> None:
@@ -104,6 +105,17 @@ def test_every_bar_has_its_verdict_in_the_report() -> None:
     lines = "\n".join(report(Results()))
     assert all(bar.what in lines for bar in BARS)
     assert lines.count("not measured") == len(BARS)
+
+
+def test_the_page_gets_what_was_measured_in_the_place_of_what_was_before() -> None:
+    """What is around the two marks stays, and the page may be written again."""
+    page = "before\n<!-- measured -->\nold\n<!-- /measured -->\nafter\n"
+    once = into_page(page, measured(ours=[90.0]), {"bench-reading": "A backlog"})
+    assert once.startswith("before\n")
+    assert once.endswith("after\n")
+    assert "old" not in once
+    assert "![A backlog](bench-reading.svg)" in once
+    assert into_page(once, measured(ours=[90.0]), {"bench-reading": "A backlog"}) == once
 
 
 def test_charts_show_what_was_measured() -> None:
@@ -171,4 +183,5 @@ def test_growth_follows_from_the_size_of_the_backlog() -> None:
     cases = growth.cases(Sizes())
     assert cases["a large outbox"].already == 10_000_000
     assert cases["a long backlog"].count == 3_000_000
+    assert {label for labels in growth.DIMENSIONS.values() for label in labels} == {*cases, "3 sinks"}
     assert {rows.a_transaction for rows in cases.values()} == {1, 10, 100, 1_000, 10_000}

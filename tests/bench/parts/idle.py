@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import psycopg
@@ -22,6 +23,24 @@ _SETTLE_SECONDS: Final = 5.0
 
 def measure(bench: Bench) -> None:
     """Let each process do some work, and then nothing; and look on with nobody there, for the server's own share."""
+    with _without_autovacuum(bench.postgres.url):
+        _measure(bench)
+
+
+@contextmanager
+def _without_autovacuum(url: str) -> Iterator[None]:
+    """Keep the server from writing WAL of its own accord."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("alter system set autovacuum = off")
+        connection.execute("select pg_reload_conf()")
+        try:
+            yield
+        finally:
+            connection.execute("alter system reset autovacuum")
+            connection.execute("select pg_reload_conf()")
+
+
+def _measure(bench: Bench) -> None:
     seconds = bench.sizes.idle_seconds
     with bench.arena() as place:
         place.load(_ROWS)
