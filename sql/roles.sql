@@ -48,10 +48,11 @@ grant select, delete on {outbox} to outbox_operator;
 grant update (status, retry_count, max_retry, next_retry_at, updated_at) on {outbox} to outbox_operator;
 grant select, insert on {redrives} to outbox_operator;
 grant select, insert, delete on {letters_under_way} to outbox_operator;
+grant select, insert, update on {pruned} to outbox_operator;
 
 -- The auditor, for `reconcile` and to look by the console: it reads what is to agree, and writes nothing but its verdict.
 grant usage on schema {outbox_schema}, {history_schema} to outbox_auditor;
-grant select on {outbox}, {history}, {redrives} to outbox_auditor;
+grant select on {outbox}, {history}, {redrives}, {pruned} to outbox_auditor;
 grant select, insert, update on {proofs} to outbox_auditor;
 
 -- Who is on call needs both: a login of their own that is a member of outbox_operator and of outbox_auditor. The record of

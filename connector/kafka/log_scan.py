@@ -24,6 +24,7 @@ class Record(NamedTuple):
     partition: Partition
     offset: int
     at: float | None
+    key: bytes | None
     value: bytes | None
 
 
@@ -105,7 +106,8 @@ def _sorted_out(messages: Iterable[Message], left: dict[Partition, int]) -> tupl
 def _record(message: Message) -> Record:
     kind, milliseconds = _timestamp(message)
     partition = message.topic() or "", message.partition() or 0
-    return Record(partition, message.offset() or 0, milliseconds / 1000 if kind else None, message.value())
+    at = milliseconds / 1000 if kind else None
+    return Record(partition, message.offset() or 0, at, message.key(), message.value())
 
 
 def _timestamp(message: Message) -> tuple[int, int]:

@@ -75,8 +75,11 @@ class Comparison:
         relation = inspection.relation(tables.history)
         indexes = relation.indexes if relation else ()
         self.history_is_indexed = any(i.valid and i.columns[:1] == ("outbox_id",) for i in indexes)
-        # Made by a later migration than the rest.
-        self._has_redrives = inspection.relation(Table(tables.outbox.schema, "outbox_connector_redrives")) is not None
+        # Made by later migrations than the rest.
+        self._has_redrives, self._has_pruned = (
+            inspection.relation(Table(tables.outbox.schema, name)) is not None
+            for name in ("outbox_connector_redrives", "outbox_connector_pruned")
+        )
         self._range = _RANGE if self.history_is_indexed else _RANGE_WITHOUT_INDEX
 
     @contextmanager
@@ -162,6 +165,24 @@ class Comparison:
         if not ids or not self._has_redrives:
             return set()
         return {outbox_id for (outbox_id,) in self._all("redriven", ids=list(ids), outbox=str(self._tables.outbox))}
+
+    def pruned_through(self) -> int:
+        """Return the highest id that `prune` has removed, or 0."""
+        return int(self._one("pruned_through")[0]) if self._has_pruned else 0
+
+    def without_a_trace(self, ids: Sequence[int]) -> list[int]:
+        """Return those of these ids that neither the outbox nor history has, in order."""
+        return [outbox_id for (outbox_id,) in self._all("without_a_trace", ids=list(ids))]
+
+    def writers(self) -> set[str]:
+        """Return the transactions that have written to the outbox: until they have ended, nobody may see their rows."""
+        with self._reading():
+            query = self._tables.query("sink", "writers")
+            return {writer for (writer,) in self._connection.execute(query, {"outbox": str(self._tables.outbox)})}
+
+    def is_standby(self) -> bool:
+        """Tell whether the server lags behind another one."""
+        return bool(self._one("in_recovery")[0])
 
     def unsettled(self, most: int) -> tuple[int, list[int]]:
         """Return the last id there is, and the ids of messages that are neither consumed nor dead, within bounds."""

@@ -76,6 +76,7 @@ class Tables:
             "sink_offsets": _identifier(schema, "outbox_connector_offsets"),
             "migrations": _identifier(schema, "outbox_connector_migrations"),
             "redrives": _identifier(schema, "outbox_connector_redrives"),
+            "pruned": _identifier(schema, "outbox_connector_pruned"),
             "proofs": _identifier(schema, "outbox_connector_proofs"),
             "letters_under_way": _identifier(schema, "outbox_connector_letters"),
             "outbox_schema": _identifier(schema),

@@ -25,6 +25,12 @@ chosen as materialized (
 ),
 removed as (
     delete from {outbox} as o where o.id = any (array(select c.id from chosen as c))
+),
+noted as (
+    insert into {pruned} as p (outbox_table, through_id)
+    select {outbox_name}, max(c.id) from chosen as c having count(*) > 0
+    on conflict (outbox_table) do update
+       set through_id = greatest(p.through_id, excluded.through_id), pruned_at = excluded.pruned_at
 )
 select (select max(l.id) from looked as l),
        (select count(*) from looked as l),

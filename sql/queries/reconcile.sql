@@ -97,6 +97,20 @@ select s.id, s.overtaker, s.topic, s.message_key, s.retry_count, s.created
 select distinct r.outbox_id from {redrives} as r
  where r.outbox_id = any (%(ids)s::bigint[]) and r.outbox_table = %(outbox)s;
 
+-- name: pruned_through
+select coalesce(max(p.through_id), 0) from {pruned} as p where p.outbox_table = {outbox_name};
+
+-- name: without_a_trace
+-- Those of a few ids that neither the outbox nor history has.
+select i.id
+  from unnest(%(ids)s::bigint[]) as i (id)
+ where not exists (select from {outbox} as o where o.id = i.id)
+   and not exists (select from {history} as h where h.outbox_id = i.id)
+ order by i.id;
+
+-- name: in_recovery
+select pg_is_in_recovery();
+
 -- name: unsettled
 -- Where the sink's own proof begins: the last id there is, and the messages that are not settled yet.
 select (select coalesce(max(id), 0) from {outbox}),

@@ -98,8 +98,10 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     assert reconciled(connector)["checked"] == 24
     sink.stop()
     (stuck,) = enqueue(connection, topic, "d")
-    eventually(lambda: statuses(connection).get("published") == 1, what="the publishing of the stuck message")
+    (erased,) = enqueue(connection, topic, "h")
+    eventually(lambda: statuses(connection).get("published") == 2, what="the publishing of the stuck messages")
     reader.stop()
+    connection.execute(f"delete from {OUTBOX} where id = %s", [erased])
 
     place: dict[int, int] = dict(connection.execute(f"select outbox_id, id from {HISTORY}").fetchall())
     lost, doubled, altered, early, unread = rows["a"][2], rows["a"][4], rows["b"][1], rows["b"][5], rows["c"][0]
@@ -116,6 +118,8 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     late = rows["b"][6]
     for outbox_id, new in ((early, -1), (late, place[early]), (early, place[late])):
         connection.execute(f"update {HISTORY} set id = %s where outbox_id = %s", [new, outbox_id])
+    # Moved by hand, before all the others of its key.
+    connection.execute(f"update {HISTORY} set id = -1 where outbox_id = %s", [rows["c"][3]])
     connection.execute(f"update {OUTBOX} set published_at = now() - interval '11 minutes' where id = %s", [stuck])
     (overdue,) = enqueue(connection, topic, "e")
     connection.execute(f"update {OUTBOX} set updated_at = now() - interval '2 hours' where id = %s", [overdue])
@@ -130,27 +134,39 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     )
 
     assert named(reconciled(connector)) == {
-        "missing": [lost, unsent],
+        "missing": [lost, unsent, erased],
         "stuck": [stuck, overdue],
         "duplicated": [doubled],
-        "reordered": [early],
+        "reordered": [early, rows["c"][2]],
         "differing": [altered, unread, dead],
     }
     people = connector("reconcile")
     assert people.wait() == 1
     assert "recorded" not in people.stdout
-    for outbox_id in (lost, unsent, stuck, overdue, doubled, early, altered, unread, dead):
+    # As a standby is.
+    only_read = connector("reconcile", PGOPTIONS="-c default_transaction_read_only=on")
+    assert (only_read.wait(), "it could not be recorded" in only_read.stdout) == (1, True)
+    for outbox_id in (lost, unsent, erased, stuck, overdue, doubled, early, altered, unread, dead):
         assert f"#{outbox_id} " in people.stdout
     assert named(reconciled(connector, "--stuck-after", "1h"))["stuck"] == [overdue]
 
     mend = remedies()
-    for what, outbox_id in {
-        "missing from history": lost,
-        "missing from Kafka": unsent,
-        "duplicated": doubled,
-        "the index": doubled,
-        "reordered": early,
-    }.items():
+    mend["missing from the outbox"] = (
+        mend["missing from the outbox"]
+        .replace("smartflow.agent.outbox", topic)
+        .replace("the key", "h")
+        .replace("{ the payload }", '{"user_id": 7, "chat_id": "h", "message_content": "0"}')
+    )
+    for what, outbox_id in (
+        ("missing from history", lost),
+        ("missing from Kafka", unsent),
+        ("missing from the outbox", erased),
+        ("missing from history", erased),
+        ("duplicated", doubled),
+        ("the index", doubled),
+        ("reordered", early),
+        ("reordered", rows["c"][2]),
+    ):
         connection.execute(mend[what].replace("4711", str(outbox_id)))
     for outbox_id in (altered, unread):
         connection.execute(mend["differing"].replace("4711", str(outbox_id)))
@@ -189,6 +205,28 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     enqueue(connection, topic, "a")
     all_consumed(connection)
     assert named(reconciled(connector)) == {"missing": [unsent]}
+
+
+def test_what_prune_has_removed_is_nobodys_damage(
+    connection: Connection, durable_kafka: Kafka, topic: str, connector: Start
+) -> None:
+    """Not a dead message that went, nor history that was deleted afterwards; a row that somebody else removes is."""
+    is_streaming(connector("reader"))
+    connector("sink")
+    (stored,) = enqueue(connection, topic, "a")
+    enqueue(connection, topic, "a", user_id="nobody")
+    eventually(lambda: statuses(connection) == {"consumed": 1, "dead": 1}, within=30, what="a death")
+    assert connector("prune", "--older-than", "0s", "--dead").wait(30) == 0
+    connection.execute(f"delete from {HISTORY} where outbox_id = %s", [stored])
+    assert named(reconciled(connector)) == {}
+    (later,) = enqueue(connection, topic, "a", user_id="nobody")
+    eventually(lambda: statuses(connection) == {"dead": 1}, within=30, what="another death")
+    connection.execute(f"delete from {OUTBOX} where id = %s", [later])
+    assert named(reconciled(connector)) == {"missing": [later]}
+    enqueue(connection, topic, "a")
+    all_consumed(connection)
+    assert named(reconciled(connector)) == {"missing": [later]}
+    assert named(reconciled(connector, "--since", "0s")) == {}
 
 
 def test_a_redriven_message_may_stand_behind_those_that_were_stored_meanwhile(

@@ -9,14 +9,23 @@ import zlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from connector.errors import ConfigurationError
 from connector.kafka import Partition
 from connector.ops.reconcile.id_set import IdSet
 from connector.ops.reconcile.key_order import KeyOrder
 
-_VERSION: Final = 1
+_VERSION: Final = 2
+
+
+class Trace(NamedTuple):
+    """Where Kafka has a message that neither outbox nor history had when it was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
 
 
 class Phase(StrEnum):
@@ -53,6 +62,10 @@ class Progress:
     places: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Partition and offset of the first copies of the messages whose order is in doubt."""
 
+    traces: dict[int, Trace] = field(default_factory=dict)
+    more_traces: int = 0
+    """How many more there are than are remembered."""
+
     def to_json(self, subject: str) -> str:
         """Return it as text; `subject` tells what is being compared."""
         return json.dumps(
@@ -76,6 +89,8 @@ class Progress:
                 "copies": self.copies,
                 "stretches": [[*partition, *stretch] for partition, stretch in self.stretches.items()],
                 "places": list(self.places.items()),
+                "traces": list(self.traces.items()),
+                "more_traces": self.more_traces,
             }
         )
 
@@ -100,9 +115,20 @@ class Progress:
                 topics=set(document["topics"]),
                 stretches={(topic, number): (at, end) for topic, number, at, end in document["stretches"]},
                 places={outbox_id: (number, offset) for outbox_id, (number, offset) in document["places"]},
+                traces={outbox_id: Trace(*trace) for outbox_id, trace in document["traces"]},
                 **{
                     name: document[name]
-                    for name in ("first", "through", "after", "checked", "unproved", "elsewhere", "records", "copies")
+                    for name in (
+                        "first",
+                        "through",
+                        "after",
+                        "checked",
+                        "unproved",
+                        "elsewhere",
+                        "records",
+                        "copies",
+                        "more_traces",
+                    )
                 },
             )
         except (KeyError, TypeError, zlib.error) as error:

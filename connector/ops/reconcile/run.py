@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,15 +19,15 @@ import psycopg
 from psycopg import errors
 
 from connector.errors import ServiceUnavailable, SetupRequired
-from connector.kafka import Admin, Kafka, KafkaException, LogScan
+from connector.kafka import Admin, Kafka, KafkaException, LogScan, Record
 from connector.ops.awaited import before
 from connector.ops.database import open_database
 from connector.ops.reconcile.damage import Damage, Flaw, Parsers, flaws
 from connector.ops.reconcile.id_set import IdSet
-from connector.ops.reconcile.progress import Phase, Progress, load, save
+from connector.ops.reconcile.progress import Phase, Progress, Trace, load, save
 from connector.ops.reconcile.report import Report, Sample
 from connector.ops.reconcile.retention import CLOCK_SKEW_SECONDS, Retention
-from connector.outbox import Status, outbox_id_of
+from connector.outbox import Status, decode_envelope, outbox_id_of
 from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison, Message, Straggler
 from connector.store.connections import describe, is_conflict
@@ -37,6 +37,8 @@ from connector.store.queries import Tables
 _SAVE_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 1.0
 _AT_ONCE: Final = 1_000
+_MOST_TRACES: Final = 10_000
+_COMMIT_SECONDS: Final = 10.0
 _IN_KAFKA: Final = frozenset({Status.PUBLISHED, Status.CONSUMED})
 
 T = TypeVar("T")
@@ -133,10 +135,7 @@ class Reconciliation:
             self._retention = Retention(admin, scan, java_partitioner=partitioner in {"", "murmur2", "murmur2_random"})
             for topic in options.topics:
                 self._retention.of(topic)
-            progress = self._begin()
-            if progress is None:
-                return Report()
-            self._progress = progress
+            self._progress = self._begin()
             try:
                 self._walk()
                 stragglers = self._stragglers()
@@ -149,8 +148,8 @@ class Reconciliation:
 
     # --- the place ---------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> Progress | None:
-        """Return where to go on, or a beginning; None where there is nothing to compare."""
+    def _begin(self) -> Progress:
+        """Return where to go on, or a beginning."""
         options = self._options
         if options.state is not None and (kept := load(options.state, self._subject)) is not None:
             for topic in kept.topics:
@@ -158,7 +157,7 @@ class Reconciliation:
             return kept
         span = self._comparison.span()
         if span is None:
-            return None
+            return Progress(since=-math.inf, first=1, through=0, after=0)
         first, last, now = span
         since = -math.inf
         if options.since is not None:
@@ -262,25 +261,51 @@ class Reconciliation:
             # Where they end now: whatever the outbox has called published lies before that.
             self._retention.look_again()
             ranges = {
-                place: stretch for place, stretch in self._retention.ranges.items() if place[0] in progress.topics
+                place: stretch
+                for place, stretch in self._retention.ranges.items()
+                if place[0] in progress.topics or place[0] in self._options.topics
             }
             starts = {place: first for place, (first, _) in ranges.items()}
             if progress.since > -math.inf:
                 starts = admin.offsets_at(ranges, progress.since - CLOCK_SKEW_SECONDS)
             progress.stretches = {place: (starts[place], end) for place, (_, end) in ranges.items()}
+        known_from = max(self._comparison.pruned_through() + 1, progress.first if progress.since > -math.inf else 1)
         for records in scan.read(progress.stretches):
+            unknown: dict[int, Record] = {}
             for record in records:
                 outbox_id = outbox_id_of(record.value)
                 if outbox_id is None:
                     continue
                 if not progress.seen.add(outbox_id):
                     progress.copies += 1
-                elif outbox_id in watched:
+                    continue
+                if outbox_id in watched:
                     progress.places[outbox_id] = (record.partition[1], record.offset)
+                if outbox_id >= known_from and outbox_id not in progress.expected:
+                    unknown[outbox_id] = record
+            self._trace(unknown)
             for record in records:
                 progress.stretches[record.partition] = (record.offset + 1, progress.stretches[record.partition][1])
             progress.records += len(records)
             self._step(len(records), f"{progress.records:,} messages read from Kafka")
+
+    def _trace(self, unknown: Mapping[int, Record]) -> None:
+        """Remember which of these messages are in Kafka alone."""
+        progress = self._progress
+        if not unknown:
+            return
+        for outbox_id in self._comparison.without_a_trace(list(unknown)):
+            record = unknown[outbox_id]
+            is_too_old = record.at is not None and record.at < progress.since
+            # The tables of other handlers are not known.
+            if is_too_old or decode_envelope(record.value).biz_type not in self._options.parsers:
+                continue
+            if len(progress.traces) == _MOST_TRACES:
+                progress.more_traces += 1
+                continue
+            topic, partition = record.partition
+            key = (record.key or b"").decode("utf-8", "replace")
+            progress.traces[outbox_id] = Trace(topic, partition, record.offset, key)
 
     # --- the verdict -------------------------------------------------------------------------------------------------
 
@@ -302,9 +327,34 @@ class Reconciliation:
                     else:
                         unproved += 1
                 self._add(report, message, found)
+        self._judge_traces(report)
         order_unproved, overlapping = self._judge_order(report, stragglers)
         report.notes += self._notes(unproved, order_unproved, overlapping)
         return report
+
+    def _judge_traces(self, report: Report) -> None:
+        """Judge the messages that Kafka alone has, once every transaction that might hide a row of theirs has ended."""
+        progress, comparison = self._progress, self._comparison
+        if not progress.traces:
+            return
+        if comparison.is_standby():
+            report.notes.append(f"{len(progress.traces):,} messages of Kafka are not on this standby: ask the primary")
+            return
+        writers = comparison.writers()
+        deadline = time.monotonic() + _COMMIT_SECONDS
+        while writers and time.monotonic() < deadline:
+            time.sleep(0.1)
+            writers &= comparison.writers()
+        left = [outbox_id for ids in _batches(progress.traces) for outbox_id in comparison.without_a_trace(ids)]
+        if left and writers:
+            report.notes.append(f"{len(left):,} messages of Kafka may have rows that are not committed yet: ask again")
+            return
+        for outbox_id in left:
+            trace = progress.traces[outbox_id]
+            text = f"at offset {trace.offset} of partition {trace.partition}, and neither in the outbox nor in history"
+            sample = Sample(outbox_id, trace.topic, trace.key, "gone", text)
+            report.add(Damage.MISSING, sample, self._options.most_samples)
+        report.counts[Damage.MISSING] += progress.more_traces
 
     def _add(self, report: Report, message: Message, found: Iterable[Flaw]) -> None:
         """Count a message once for each kind of damage."""
