@@ -315,7 +315,7 @@ class Reader:
                     _log.warning("stale_walsender_ended", pid=slot.active_pid)
                     books.end_walsender(slot.active_pid)
                 self._rest(0.2)
-        self._stream.begin()
+        self._stream.begin(books.outbox_oid())
         _log.info("streaming", slot=options.slot_name)
 
     # --- streaming ---------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Stream:
         self._outbox = outbox
         self._publishing = publishing
         self._hint = hint
+        self._outbox_oid: int | None = None
         self._decoders: dict[int, RowDecoder | None] = {}
         self._commit_lag = 0.0
         self.in_transaction = False
@@ -46,8 +47,12 @@ class Stream:
         self.ledger = Ledger()
         self.received_lsn = 0
 
-    def begin(self) -> None:
-        """Expect a new stream: it describes its relations anew, and starts between transactions."""
+    def begin(self, outbox_oid: int | None) -> None:
+        """Expect a new stream: it describes its relations anew, and starts between transactions.
+
+        By its oid the outbox is known also where it had another name for a while: a relation has the name of its time.
+        """
+        self._outbox_oid = outbox_oid
         self._decoders = {}
         self.in_transaction = False
         self.reply_requested = False
@@ -109,7 +114,7 @@ class Stream:
             if message.prefix == WAKE_PREFIX:
                 self._hint(due_in_seconds(message.content))
         elif isinstance(message, Relation):
-            ours = Table(message.schema, message.name) == self._outbox
+            ours = message.oid == self._outbox_oid or Table(message.schema, message.name) == self._outbox
             self._decoders[message.oid] = RowDecoder(message) if ours else None
 
     def _insert(self, message: Insert, shipment: Shipment, send_time: int) -> None:

@@ -185,6 +185,11 @@ class Bookkeeping:
         """Write down that nothing is owed any more."""
         self._fetch("catch_up_done")
 
+    def outbox_oid(self) -> int | None:
+        """Return the oid of the outbox table, or None where there is no table of that name."""
+        record = self._fetch("outbox_oid", outbox=str(self._tables.outbox)).fetchone()
+        return record[0] if record else None
+
     def slot_state(self) -> SlotState | None:
         """Return the slot as the server shows it, or None if there is none of that name."""
         record = self._fetch("slot_state").fetchone()

@@ -120,6 +120,9 @@ update {slot_progress}
    set catch_up_owed = false, catch_up_through = null, catch_up_reason = null, updated_at = clock_timestamp()
  where slot_name = %(slot)s;
 
+-- name: outbox_oid
+select to_regclass(%(outbox)s)::oid::bigint;
+
 -- name: slot_state
 select s.active_pid, s.wal_status, s.confirmed_flush_lsn::text, s.restart_lsn::text, s.plugin, s.database,
        case when pg_is_in_recovery() then null else pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint end

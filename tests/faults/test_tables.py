@@ -51,3 +51,21 @@ def test_a_table_that_is_renamed_for_a_while_loses_nothing(pipeline: Pipeline) -
     pipeline.enqueue()
     pipeline.prove()
     eventually(lambda: readiness(reader) == 200, what="readiness")
+
+
+@pytest.mark.parametrize("other", ["public.elsewhere", "another.agent_outbox_messages"], ids=["name", "schema"])
+def test_a_table_that_has_another_name_for_a_moment_keeps_its_order(pipeline: Pipeline, other: str) -> None:
+    """What is enqueued under that name comes by the stream, in its place, whether or not anybody notices the name."""
+    _running(pipeline)
+    reader = pipeline.processes["reader"]
+    schema, name = other.split(".")
+    changed = "set schema another" if schema == "another" else f"rename to {name}"
+    back = "set schema public" if schema == "another" else "rename to agent_outbox_messages"
+    pipeline.app.execute("create schema another")
+    with pipeline.app.transaction():
+        pipeline.app.execute(f"alter table {OUTBOX} {changed}")
+        pipeline.enqueue(table=other)
+    pipeline.app.execute(f"alter table {other} {back}")
+    pipeline.enqueue()
+    pipeline.prove()
+    assert "overlooked_rows_found" not in reader.stderr
