@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -25,11 +24,11 @@ _PEERS: Final = frozenset({debezium.NAME, jdbc_sink.NAME, poller.NAME, idle.NOBO
 
 
 class Panel(NamedTuple):
-    """A figure of a part, drawn with a bar for each contender."""
+    """A figure of a part, drawn with a bar for each contender; one that would dwarf the others may be left out."""
 
     part: str
     name: str
-    logarithmic: bool = False
+    without: str | None = None
 
 
 class Chart(NamedTuple):
@@ -43,8 +42,8 @@ CHARTS: Final[dict[str, Chart]] = {
     "bench-reading": Chart(
         "A backlog from outbox to Kafka",
         [
-            Panel(reading.PART, "rows/s", logarithmic=True),
-            Panel(reading.PART, "CPU µs/row", logarithmic=True),
+            Panel(reading.PART, "rows/s"),
+            Panel(reading.PART, "CPU µs/row"),
             Panel(reading.PART, "peak MB"),
             Panel(reading.PART, "start to first row, s"),
         ],
@@ -52,15 +51,15 @@ CHARTS: Final[dict[str, Chart]] = {
     "bench-storing": Chart(
         "A backlog from Kafka to history",
         [
-            Panel(storing.PART, "rows/s", logarithmic=True),
-            Panel(storing.PART, "CPU µs/row", logarithmic=True),
+            Panel(storing.PART, "rows/s"),
+            Panel(storing.PART, "CPU µs/row"),
             Panel(storing.PART, "peak MB"),
         ],
     ),
     "bench-latency": Chart(
         "From a transaction's commit, in milliseconds",
         [
-            Panel(part, name, logarithmic=True)
+            Panel(part, name, without=poller.NAME)
             for to in (latency.to_kafka, latency.to_history)
             for part in map(to, latency.RATES)
             for name in ("p50 ms", "p99 ms")
@@ -98,7 +97,9 @@ def _chart(results: Results, title: str, panels: Sequence[Panel]) -> str:
         measured = [
             (one, results.values(Figure(panel.part, one, panel.name))) for one in results.contenders(panel.part)
         ]
-        rows = [(contender, values) for contender, values in measured if values]
+        rows = [(contender, values) for contender, values in measured if values and contender != panel.without]
+        if not rows:
+            continue
         parts += _panel(results, panel, rows, top)
         top += _PANEL + _ROW * len(rows)
     return document(_WIDTH, top + 10, title, parts, left=_LEFT, style=_STYLE)
@@ -107,17 +108,11 @@ def _chart(results: Results, title: str, panels: Sequence[Panel]) -> str:
 def _panel(results: Results, panel: Panel, rows: Sequence[tuple[str, list[float]]], top: float) -> Iterable[str]:
     everything = [value for _, values in rows for value in values]
     highest = max(everything)
-    lowest = 10.0 ** math.floor(math.log10(max(min(everything), 1e-3)) - 0.1) if panel.logarithmic else 0.0
 
     def x(value: float) -> float:
-        if highest <= lowest:
-            return float(_LEFT)
-        if panel.logarithmic:
-            return _LEFT + _BARS * math.log(max(value, lowest) / lowest) / math.log(highest / lowest)
-        return _LEFT + _BARS * value / highest
+        return _LEFT + _BARS * value / highest if highest else float(_LEFT)
 
-    scale = " (logarithmic)" if panel.logarithmic else ""
-    yield text(_LEFT, top + 24, f"{panel.part}: {panel.name}{scale}")
+    yield text(_LEFT, top + 24, f"{panel.part}: {panel.name}")
     for place, (contender, values) in enumerate(rows):
         y = top + _PANEL - 14 + _ROW * place
         median = results.median(Figure(panel.part, contender, panel.name)) or 0.0
