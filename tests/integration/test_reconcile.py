@@ -80,11 +80,15 @@ def test_an_empty_outbox_is_proved(connection: Connection, connector: Start) -> 
     assert document == {"ok": True, "checked": 0, **dict.fromkeys(KINDS, 0), "samples": {kind: [] for kind in KINDS}}
 
 
+def statements(guide: str) -> list[str]:
+    """Return the blocks of SQL of a guide."""
+    page = (Path(__file__).parents[2] / "docs" / "guides" / guide).read_text("utf-8")
+    return [part.partition("```")[0] for part in page.split("```sql\n")[1:]]
+
+
 def remedies() -> dict[str, str]:
     """Return the SQL of the guide by the first line of each block."""
-    page = (Path(__file__).parents[2] / "docs" / "guides" / "prove.md").read_text("utf-8")
-    blocks = [part.partition("```")[0] for part in page.split("```sql\n")[1:]]
-    return {block.partition("\n")[0].removeprefix("-- "): block for block in blocks}
+    return {block.partition("\n")[0].removeprefix("-- "): block for block in statements("prove.md")}
 
 
 def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
@@ -155,7 +159,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
         mend["missing from the outbox"]
         .replace("smartflow.agent.outbox", topic)
         .replace("the key", "h")
-        .replace("{ the payload }", '{"user_id": 7, "chat_id": "h", "message_content": "0"}')
+        .replace('{"the": "payload"}', '{"user_id": 7, "chat_id": "h", "message_content": "0"}')
     )
     for what, outbox_id in (
         ("missing from history", lost),
@@ -205,6 +209,26 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     enqueue(connection, topic, "a")
     all_consumed(connection)
     assert named(reconciled(connector)) == {"missing": [unsent]}
+
+
+def test_much_that_history_has_lost_is_put_back_and_sorted_at_once(
+    connection: Connection, durable_kafka: Kafka, topic: str, connector: Start
+) -> None:
+    """Every third message is gone: one statement stores them anew, another sorts all keys that `reconcile` names."""
+    is_streaming(connector("reader"))
+    connector("sink")
+    for chat in "abcde":
+        enqueue(connection, topic, chat, 20)
+    all_consumed(connection)
+    lost = connection.execute(f"delete from {HISTORY} where outbox_id %% 3 = 1 returning outbox_id", []).fetchall()
+    assert reconciled(connector)["missing"] == len(lost)
+    (put_back,) = [block for block in statements("replay.md") if "insert into" in block]
+    connection.execute(put_back)
+    document = reconciled(connector, "--samples", "100000")
+    assert set(named(document)) == {"reordered"}
+    ids = ",".join(str(outbox_id) for outbox_id in named(document)["reordered"])
+    connection.execute(remedies()["reordered"].replace("4711", ids))
+    assert named(reconciled(connector)) == {}
 
 
 def test_what_prune_has_removed_is_nobodys_damage(
