@@ -466,6 +466,25 @@ def test_a_row_that_the_database_refuses_does_not_take_its_neighbours_along(outb
         assert "too long" in (row.last_error or "")
 
 
+@pytest.mark.parametrize(
+    "sqlstate",
+    "08006 25006 25P03 40001 42501 42703 42P01 53100 53200 53300 55P03 57014 57P01 57P03 58030 XX000 XX001".split(),  # noqa: SIM905 - a table
+)
+def test_what_is_wrong_with_the_database_is_no_fault_of_a_message(outbox: OutboxTable, sqlstate: str) -> None:
+    """A full disk, no memory, a standby, a missing table or privilege, a shutdown: nothing changes."""
+    outbox.connection.execute(
+        "create function refuse() returns trigger language plpgsql as"
+        f" $$ begin raise 'no' using errcode = '{sqlstate}'; end $$;"
+        "create trigger refuse before insert on chat_histories for each row execute function refuse()"
+    )
+    rows = [outbox.new(), outbox.new("key-2")]
+    before = [outbox.row(row) for row in rows]
+    with pytest.raises(psycopg.Error) as refused:
+        outbox.settlement().settle([item(row) for row in rows], [])
+    assert refused.value.sqlstate == sqlstate
+    assert [outbox.row(row) for row in rows] == before
+
+
 # --- strict ordering -------------------------------------------------------------------------------------------------
 
 
