@@ -269,10 +269,14 @@ def test_the_last_proofs_of_reconcile_and_of_the_sinks_are_shown(
     other.wait_for_log("partitions_assigned")
     eventually(lambda: metric(other, "last_proof_timestamp"), within=20, what="a proof by a sink that came later")
     assert recorded()["sink"]["damaged"] == 1
-    outbox.connection.execute("delete from agent_outbox_messages where id = %s", [lost])
+    outbox.connection.execute(
+        "insert into chat_histories (user_id, chat_id, message_content, role, outbox_id)"
+        " select user_id, chat_id, message_content, role, %s from chat_histories where outbox_id = %s",
+        [lost, outbox_id],
+    )
     eventually(lambda: recorded()["sink"]["damaged"] == 0, within=20, what="a proof that finds nothing")
     assert connector("reconcile").wait(60) == 0
-    assert (recorded()["reconcile"]["damaged"], recorded()["reconcile"]["covers"]) == (0, "1 messages")
+    assert (recorded()["reconcile"]["damaged"], recorded()["reconcile"]["covers"]) == (0, "2 messages")
 
 
 def test_the_page_outlives_an_outage_of_the_database_and_recovers(
