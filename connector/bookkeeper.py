@@ -16,7 +16,7 @@ import psycopg
 from connector.failpoints import Point, reach
 from connector.ledger import Lot
 from connector.observability.logs import get_logger
-from connector.outbox import Fence, OutboxRow
+from connector.outbox import Fences, OutboxRow
 from connector.retries import Agenda
 from connector.store.bookkeeping import Bookkeeping, Connection, Settled
 from connector.store.connections import describe, is_conflict, is_pooler_trouble
@@ -31,6 +31,7 @@ DUE_AT_ONCE = 250
 
 _MARKS_AT_ONCE = 2_000
 _MARKS_IN_A_HURRY = 20_000
+_MOST_POSTPONED = 400_000
 _PROGRESS_SECONDS = 1.0
 _QUIET_SECONDS = 10.0
 _UNSEEN_SECONDS = 5.0
@@ -75,11 +76,15 @@ class Bookkeeper(threading.Thread):
         self._marks: deque[tuple[float, Lot]] = deque()
         self._unmarked = 0
         self._target_lsn = 0
+        self._published_since: float | None = None
+        self._leading_on = 0
+        self._clean = False
         self._recorded_at = 0.0
         self._agenda = Agenda(time.monotonic())
         self._timeline: str | None = None
         self._serving = False
         self._idle = False
+        self._postponing = False
         self._due_in_flight = 0
         self._draining = False
         self._closed = False
@@ -99,11 +104,16 @@ class Bookkeeper(threading.Thread):
         """How many acknowledged rows wait for their mark."""
         return self._unmarked
 
-    def serve(self, recorded_lsn: int) -> None:
-        """Begin to look for due rows: we lead. `recorded_lsn` is what the database has recorded of the slot."""
+    def serve(self, recorded_lsn: int, timeline: int) -> None:
+        """Begin to look for due rows: we lead, on that timeline of the server.
+
+        `recorded_lsn` is what the database has recorded of the slot.
+        """
         with self._condition:
+            self._leading_on = timeline
             self.recorded_lsn = recorded_lsn
             self._target_lsn = recorded_lsn
+            self._clean = False
             self._agenda = Agenda(time.monotonic())
             self._serving = True
             self._condition.notify()
@@ -118,27 +128,47 @@ class Bookkeeper(threading.Thread):
     def abandon(self) -> None:
         """Forget which due rows are on their way: their messages were thrown away."""
         with self._condition:
-            self._due_in_flight = sum(len(lot.fences) for lot in self._due_answered)
+            self._due_in_flight = sum(lot.rows for lot in self._due_answered)
             self.due.clear()
 
     def answered(self, lot: Lot, *, due: bool) -> None:
         """Take over a lot for whose every row Kafka has answered; `due` lots are marked at once."""
+        lot.pack()
         with self._condition:
             if lot.failures:
                 self._failed.append(lot)
-            self._unmarked += len(lot.fences)
+            self._unmarked += lot.rows
+            awaited = not self._marks or self._unmarked > _MOST_POSTPONED
             if due:
                 self._due_answered.append(lot)
             else:
                 self._marks.append((time.monotonic(), lot))
-            self._condition.notify()
+            if lot.failures or due or awaited:
+                self._condition.notify()
 
-    def confirm(self, lsn: int) -> None:
-        """Ask for a position to be recorded, so that it may be confirmed to the server."""
+    def confirm(self, lsn: int, published_since: float) -> None:
+        """Ask for a position to be recorded, so that it may be confirmed to the server.
+
+        What is behind it was sent at `published_since` or later, in seconds since 1970.
+        """
         if lsn > self._target_lsn:
             with self._condition:
-                self._target_lsn = lsn
+                if self._target_lsn == self.recorded_lsn:
+                    self._condition.notify()
+                self._target_lsn, self._published_since = lsn, published_since
+
+    def end_clean(self, lsn: int) -> None:
+        """Ask for the last position to be recorded: nothing behind it was sent."""
+        with self._condition:
+            self._target_lsn, self._published_since, self._clean = max(lsn, self._target_lsn), None, True
+            self._condition.notify()
+
+    def postpone(self, *, postponing: bool) -> None:
+        """Say whether marks may wait, because a backlog is being read: the sink may consume the rows meanwhile."""
+        if self._postponing and not postponing:
+            with self._condition:
                 self._condition.notify()
+        self._postponing = postponing
 
     def hint(self, due_in: float) -> None:
         """Pass on that a row may fall due in so many seconds."""
@@ -218,7 +248,7 @@ class Bookkeeper(threading.Thread):
             raise
         if self._timeline is not None and timeline not in {None, self._timeline}:
             with self._condition:
-                self._due_in_flight -= sum(len(lot.fences) for lot in self._due_answered)
+                self._due_in_flight -= sum(lot.rows for lot in self._due_answered)
                 for lots in (self._failed, self._due_answered, self._marks):
                     lots.clear()
                 self._unmarked = 0
@@ -243,7 +273,11 @@ class Bookkeeper(threading.Thread):
             self._books = None
 
     def _pending_writes(self) -> bool:
-        return bool(self._failed or self._marks or self._due_answered or self._target_lsn > self.recorded_lsn)
+        return bool(self._failed or self._marks or self._due_answered or self._unrecorded)
+
+    @property
+    def _unrecorded(self) -> bool:
+        return self._target_lsn > self.recorded_lsn or self._clean
 
     def _sleep(self) -> None:
         self._beat()
@@ -258,9 +292,8 @@ class Bookkeeper(threading.Thread):
     def _next_moment(self) -> float:
         moments = [time.monotonic() + 5.0]
         if self._marks:
-            hurry = self._draining or self._unmarked > _MARKS_IN_A_HURRY
-            moments.append(0.0 if hurry else self._marks[0][0] + MARK_DELAY_SECONDS)
-        if self._target_lsn > self.recorded_lsn:
+            moments.append(self._marks[0][0] + self._mark_delay())
+        if self._unrecorded:
             moments.append(0.0 if self._draining else self._recorded_at + _PROGRESS_SECONDS)
         if self._serving:
             if not self._due_in_flight:
@@ -269,6 +302,14 @@ class Bookkeeper(threading.Thread):
                 moments.append(self._agenda.sweep_at())
         return min(moments)
 
+    def _mark_delay(self) -> float:
+        """Return for how long marks wait now, in seconds."""
+        if self._draining or self._unmarked > _MOST_POSTPONED:
+            return 0.0
+        if self._postponing:
+            return float("inf")
+        return 0.0 if self._unmarked > _MARKS_IN_A_HURRY else MARK_DELAY_SECONDS
+
     def _work(self, books: Bookkeeping) -> None:
         # Taken before the failures are written, so that the failures among these lots are.
         due_answered = list(self._due_answered)
@@ -276,11 +317,14 @@ class Bookkeeper(threading.Thread):
         self._write_due_marks(books, due_answered)
         self._write_marks(books)
         now = time.monotonic()
-        if self._target_lsn > self.recorded_lsn and (self._draining or now >= self._recorded_at + _PROGRESS_SECONDS):
-            target = self._target_lsn
-            books.record_progress(target)
+        if self._unrecorded and (self._draining or now >= self._recorded_at + _PROGRESS_SECONDS):
+            with self._condition:
+                target, published_since = self._target_lsn, self._published_since
+            books.record_progress(target, published_since, self._leading_on)
             reach(Point.LSN_RECORDED)
-            self.recorded_lsn = target
+            with self._condition:
+                self.recorded_lsn = target
+                self._clean = self._clean and published_since is not None
             self._recorded_at = now
             self._wake()
         if self._serving and not self._due_in_flight:
@@ -311,36 +355,37 @@ class Bookkeeper(threading.Thread):
     def _write_due_marks(self, books: Bookkeeping, lots: list[Lot]) -> None:
         """Mark due rows before they can be looked for again."""
         for lot in lots:
-            books.mark_published(_acknowledged(lot))
+            books.mark_published(lot.acknowledged)
             reach(Point.RETRY_MARKED)
             with self._condition:
                 self._due_answered.popleft()
-                self._unmarked -= len(lot.fences)
-                self._due_in_flight -= len(lot.fences)
+                lot.marked = True
+                self._unmarked -= lot.rows
+                self._due_in_flight -= lot.rows
                 self._condition.notify_all()
 
     def _write_marks(self, books: Bookkeeping, *, at_once: bool = False) -> None:
         while True:
-            fences: list[Fence] = []
-            rows = lots = 0
+            fences = Fences()
+            lots: list[Lot] = []
             with self._condition:
-                ripe = time.monotonic() - MARK_DELAY_SECONDS
-                hurry = at_once or self._draining or self._unmarked > _MARKS_IN_A_HURRY
+                ripe = time.monotonic() - (0.0 if at_once else self._mark_delay())
                 for queued_at, lot in self._marks:
-                    if rows >= _MARKS_AT_ONCE or not (hurry or queued_at <= ripe):
+                    if len(fences) >= _MARKS_AT_ONCE or queued_at > ripe:
                         break
-                    fences += _acknowledged(lot)
-                    rows += len(lot.fences)
-                    lots += 1
+                    fences.extend(lot.acknowledged)
+                    lots.append(lot)
             if not lots:
                 return
             books.mark_published(fences)
             reach(Point.ROWS_MARKED)
             with self._condition:
-                for _ in range(lots):
+                for lot in lots:
                     self._marks.popleft()
-                self._unmarked -= rows
+                    lot.marked = True
+                    self._unmarked -= lot.rows
                 self._condition.notify_all()
+            self._wake()
 
     def _look(self, books: Bookkeeping, now: float) -> None:
         rows: list[OutboxRow] = []
@@ -371,10 +416,3 @@ class Bookkeeper(threading.Thread):
                 self._due_in_flight += len(rows)
                 self.due.extend(rows)
             self._wake()
-
-
-def _acknowledged(lot: Lot) -> list[Fence]:
-    if not lot.failures:
-        return lot.fences
-    failed = {failure.outbox_id for failure in lot.failures}
-    return [fence for fence in lot.fences if fence.outbox_id not in failed]

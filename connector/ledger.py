@@ -1,8 +1,8 @@
 """Which rows are on their way to Kafka, and up to where the stream may be confirmed.
 
 Rows are counted in lots: a few rows that were read together. A lot is settled when each of its rows was acknowledged
-by Kafka, or had its failure written to the outbox. The position that may be confirmed never passes a lot that is not
-settled, whatever order the lots settle in.
+by Kafka and marked, or had its failure written to the outbox. The position that may be confirmed never passes a lot
+that is not settled, whatever order the lots settle in.
 """
 
 from __future__ import annotations
@@ -10,39 +10,65 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from connector.outbox import Failure, Fence
+from connector.outbox import Failure, Fence, Fences
 
 
 class Lot:
     """Rows read together, with how many of them have no fate yet."""
 
-    __slots__ = ("awaited", "bytes", "closed", "end_lsn", "failures", "fences", "opened_at", "waits", "written")
+    __slots__ = (
+        "acknowledged",
+        "awaited",
+        "bytes",
+        "closed",
+        "end_lsn",
+        "failures",
+        "fences",
+        "marked",
+        "opened_at",
+        "rows",
+        "waits",
+        "written",
+    )
 
     def __init__(self, opened_at: float) -> None:
         """Open a lot; `opened_at` is on the caller's monotonic clock, in seconds."""
         self.fences: list[Fence] = []
+        """Of the rows on their way; `acknowledged` takes their place once all are answered for."""
+        self.acknowledged = Fences()
+        self.rows = 0
+        """How many rows it has; known once it is closed."""
         self.awaited = 0
+        """How many answers are awaited; while the lot is open, how many have come already, negative."""
         self.closed = False
         """Whether no more rows will be added."""
         self.failures: list[Failure] = []
         self.written = True
         """Whether `failures` are in the database; set by the one who writes them."""
+        self.marked = False
+        """Whether the marks of what is acknowledged are in the database; set by the one who writes them."""
         self.bytes = 0
         self.end_lsn: int | None = None
         self.opened_at = opened_at
         self.waits: list[tuple[float, int]] = []
-        """Per transaction: (seconds from its commit until it was read, rows)."""
+        """Per transaction: (seconds from its commit until it was read, place of its first row)."""
 
-    def add(self, fence: Fence, size: int) -> None:
-        """Count a row that was handed to Kafka."""
-        self.fences.append(fence)
-        self.awaited += 1
-        self.bytes += size
+    def close(self) -> None:
+        """Add no more rows."""
+        self.closed = True
+        self.rows = len(self.fences)
+        self.awaited += self.rows
 
     def failed(self, failure: Failure) -> None:
         """Note that Kafka refused a row; the lot is not settled before that is written to the row."""
         self.failures.append(failure)
         self.written = False
+
+    def pack(self) -> None:
+        """Keep of the rows what their marks need; every one of them is answered for."""
+        failed = {failure.outbox_id for failure in self.failures}
+        self.acknowledged = Fences([f for f in self.fences if f.outbox_id not in failed] if failed else self.fences)
+        self.fences = []
 
     @property
     def answered(self) -> bool:
@@ -51,8 +77,8 @@ class Lot:
 
     @property
     def settled(self) -> bool:
-        """Whether every row is acknowledged, or its failure is written down."""
-        return self.closed and self.awaited == 0 and self.written
+        """Whether every row is acknowledged and marked, or its failure is written down."""
+        return self.closed and self.awaited == 0 and self.written and self.marked
 
 
 class Ledger:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -49,6 +50,41 @@ class Fence(NamedTuple):
     retry_count: int
     updated_at: int
     next_retry_at: int | None
+
+
+_INFINITY: Final = (1 << 63) - 1
+
+
+class Fences:
+    """The fences of rows that may be marked, by column: a sixth of the memory that as many tuples take.
+
+    A row whose times are infinite is left out, and to the sink: there is no telling whether it has changed.
+    """
+
+    __slots__ = ("ids", "next_retry_ats", "retry_counts", "updated_ats")
+
+    def __init__(self, fences: Sequence[Fence] = ()) -> None:
+        """Take the columns of some fences."""
+        columns = tuple(zip(*fences, strict=True)) or ((), (), (), ())
+        if _INFINITY in columns[2] or columns[3].count(None) < len(columns[3]):
+            finite = [f for f in fences if f.updated_at < _INFINITY and abs(f.next_retry_at or 0) < _INFINITY]
+            columns = tuple(zip(*finite, strict=True)) or ((), (), (), ())
+        ids, retry_counts, updated_ats, next_retry_ats = columns
+        self.ids = array("q", ids)
+        self.retry_counts = array("q", retry_counts)
+        self.updated_ats = array("q", updated_ats)
+        self.next_retry_ats: list[int | None] = list(next_retry_ats)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.ids)
+
+    def extend(self, others: Fences) -> None:
+        """Add the rows of others."""
+        self.ids.extend(others.ids)
+        self.retry_counts.extend(others.retry_counts)
+        self.updated_ats.extend(others.updated_ats)
+        self.next_retry_ats.extend(others.next_retry_ats)
 
 
 class Failure(NamedTuple):
@@ -110,11 +146,11 @@ def _opening(biz_type: str) -> bytes:
 
 def encode_envelope(row: OutboxRow) -> bytes:
     """Return the Kafka value for a row; the payload's own bytes are carried over, never parsed and rebuilt."""
-    fence = row.fence
+    outbox_id, retry_count, _, _ = row.fence
     return b'{"outbox_id":%d%b%d,"payload":%b}' % (
-        fence.outbox_id,
+        outbox_id,
         _opening(row.biz_type),
-        max(0, fence.retry_count),  # whatever somebody has set it to by hand
+        max(0, retry_count),  # whatever somebody has set it to by hand
         row.payload,
     )
 

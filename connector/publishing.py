@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 from connector.failpoints import Point, armed, reach
 from connector.kafka import (
     LARGEST_MESSAGE,
+    PARTITION_BY_KEY,
+    AlreadySent,
     Fate,
     Kafka,
     KafkaError,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 MOST_IN_FLIGHT: Final = 20_000
 MOST_BYTES_IN_FLIGHT: Final = 24 * 1024 * 1024
+_ROWS_PER_LOT: Final = 250
+_BYTES_PER_LOT: Final = 1024 * 1024
 
 _log = get_logger("reader")
 
@@ -53,39 +57,46 @@ class Shipment:
         self.lot = Lot(time.monotonic())
         self.spans: OpenSpans | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether the next row belongs into the next shipment, after a look at what is in flight."""
+        lot = self.lot
+        return len(lot.fences) >= _ROWS_PER_LOT or lot.bytes >= _BYTES_PER_LOT or bool(lot.failures)
+
     def add(self, row: OutboxRow) -> None:
         """Hand a row to the producer. Whatever becomes of it, the lot hears of it."""
+        lot = self.lot
+        lot.fences.append(row.fence)
         if row.fence.outbox_id > 0:
             value = encode_envelope(row)
-            self.lot.add(row.fence, len(value) + len(row.key))
+            lot.bytes += len(value) + len(row.key)
             self._publishing.produce(self, row, value)
         else:
-            self.lot.add(row.fence, 0)
+            lot.awaited -= 1
             # No consumer would take its message for one of ours, and nothing would ever settle the row.
-            self.lot.awaited -= 1
             text = f"the id of a message must be positive, and this is {row.fence.outbox_id}: enqueue it again"
             attempt = max(0, row.fence.retry_count)
             failure = Failure(row.fence.outbox_id, attempt, text, "id_not_positive", final=True, named=_named(row))
-            self.lot.failed(failure)
+            lot.failed(failure)
 
     def close(self) -> None:
         """Add no more rows."""
-        self.lot.closed = True
-        if self.lot.fences and self.lot.answered:
-            self._publishing.answered(self)
+        if self.lot.fences:
+            self.lot.close()
+            self._publishing.closed(self)
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         """Take a delivery report; librdkafka calls this from within `Publishing.turn`."""
-        self.lot.awaited -= 1
-        self._publishing.in_flight -= 1
+        lot = self.lot
+        lot.awaited -= 1
         if self.spans is not None:
             self._end_span(self.spans, error, message)
         if error is not None:
             envelope = decode_envelope(message.value())
             key = (message.key() or b"").decode("utf-8", "replace")
             attempt = Failure(envelope.outbox_id, envelope.attempt, "", "", named=named(key, headers_of(message)))
-            self._publishing.refused(self.lot, error, attempt, message.topic() or "", size_of(message))
-        if self.lot.answered:
+            self._publishing.refused(lot, error, attempt, message.topic() or "", size_of(message))
+        if not lot.awaited:
             self._publishing.answered(self)
 
     def begin_span(self, tracing: Tracing, row: OutboxRow, headers: Headers) -> None:
@@ -127,6 +138,7 @@ class Publishing:
         self.in_flight = 0
         self._bytes_in_flight = 0
         self._refused: list[Lot] = []
+        self._sent: AlreadySent | None = None
         self._publisher = self._new_publisher()
 
     def _new_publisher(self) -> Publisher:
@@ -143,9 +155,15 @@ class Publishing:
         self._refused = []
         self._publisher = self._new_publisher()
 
+    def recall(self, sent: AlreadySent | None) -> None:
+        """Send nothing that is in Kafka already, from now on; None ends that."""
+        if self._sent is not None:
+            self._sent.close()
+        self._sent = sent
+
     @property
     def has_room(self) -> bool:
-        """Whether more may be handed over; one message of any size always fits into an empty pipe.
+        """Whether a shipment may be handed over; one message of any size always fits into an empty pipe.
 
         A refusal closes the pipe until it is written to its row: what follows it in its key must find that there.
         """
@@ -173,20 +191,24 @@ class Publishing:
 
     def produce(self, shipment: Shipment, row: OutboxRow, value: bytes) -> None:
         """Hand one message to librdkafka, which copies it."""
+        if self._sent is not None and self._sent.has(row.fence.outbox_id, row.topic, row.key, value):
+            shipment.lot.awaited -= 1
+            return
         self._topics.add(row.topic)
-        self.in_flight += 1
-        self._bytes_in_flight += len(value) + len(row.key)
-        headers = decode_headers(row.headers) if row.headers is not None else []
+        headers = decode_headers(row.headers) if row.headers is not None else None
         if headers and self._tracing is not None:
             shipment.begin_span(self._tracing, row, headers)
         while True:
             try:
-                self._publisher.produce(row.topic, value, row.key, on_delivery=shipment, headers=headers)
+                if headers:
+                    self._publisher.produce(row.topic, value, row.key, on_delivery=shipment, headers=headers)
+                else:
+                    # By position, and without empty headers: this is the call that is made for each row.
+                    self._publisher.produce(row.topic, value, row.key, PARTITION_BY_KEY, shipment)
             except BufferError:
                 self._publisher.poll(0.05)
             except KafkaException as error:
                 shipment.lot.awaited -= 1
-                self.in_flight -= 1
                 if shipment.spans is not None:
                     shipment.spans.fail(row.fence.outbox_id, error.args[0].name(), error.args[0].str())
                 attempt = Failure(row.fence.outbox_id, row.fence.retry_count, "", "", named=_named(row))
@@ -197,6 +219,14 @@ class Publishing:
                     reach(Point.ROW_PRODUCED)
                 return
 
+    def closed(self, shipment: Shipment) -> None:
+        """Count what is on its way."""
+        lot = shipment.lot
+        self.in_flight += lot.rows
+        self._bytes_in_flight += lot.bytes
+        if lot.answered:
+            self.answered(shipment)
+
     def answered(self, shipment: Shipment) -> None:
         """Count and pass on a shipment for whose every row an answer came."""
         if self._broken is not None:
@@ -204,12 +234,14 @@ class Publishing:
             return
         reach(Point.ROWS_ACKNOWLEDGED)
         lot = shipment.lot
+        self.in_flight -= lot.rows
         self._bytes_in_flight -= lot.bytes
         waited = time.monotonic() - lot.opened_at
-        for lag, rows in lot.waits:
-            if rows:
-                self._metrics.commit_to_ack.observe(lag + waited, rows)
-        self._metrics.published.inc(len(lot.fences) - len(lot.failures))
+        ends = [first for _, first in lot.waits[1:]] + [lot.rows]
+        for (lag, first), end in zip(lot.waits, ends, strict=False):
+            if end > first:
+                self._metrics.commit_to_ack.observe(lag + waited, end - first)
+        self._metrics.published.inc(lot.rows - len(lot.failures))
         self._on_answered(shipment)
 
     def refused(self, lot: Lot, error: KafkaError, attempt: Failure, topic: str, size: int) -> None:

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from connector.bookkeeper import DUE_AT_ONCE, Bookkeeper
+from connector.bookkeeper import Bookkeeper
 from connector.catch_up import Judgement, Remedy, prepare_slot
 from connector.errors import ServiceUnavailable, SetupRequired
 from connector.failpoints import Point, reach
-from connector.kafka import Kafka, Reachability
+from connector.kafka import AlreadySent, Kafka, Reachability
 from connector.ledger import Ledger, Lot
 from connector.observability.logs import get_logger
 from connector.publishing import PublisherBroken, Publishing, Shipment
 from connector.replication import FEEDBACK_SECONDS, PUBLICATION_MISSING, ReplicationConnection, StreamEnded, System
-from connector.store.bookkeeping import Bookkeeping, Settled
+from connector.store.bookkeeping import Bookkeeping, Progress, Settled
 from connector.store.connections import connect, describe
 from connector.store.queries import Tables
 from connector.store.schema import PUBLISHED_COLUMNS, publication_state
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from connector.observability.metrics import ReaderMetrics
     from connector.observability.tracing import Tracing
 
-MOST_UNMARKED: Final = 100_000
+MOST_UNMARKED: Final = 500_000
 
 _CATCH_UP_BATCH = 100
 _START_PAUSE = 0.1
@@ -50,6 +50,7 @@ _YOUNG_PUBLICATION = "the publication is younger than the slot"
 _CHANGED_PUBLICATION = "the publication did not send every row"
 # The slot is let go a little before its budget, so that it stays within it while that happens.
 _BUDGET_MARGIN = 0.9
+_SHARE_FOR_MARKS = 8
 # Of the shutdown's time, what Kafka may take, and what the database may have taken by then; the rest is for goodbyes.
 _SHARE_OF_SHUTDOWN_FOR_KAFKA = 0.6
 _SHARE_OF_SHUTDOWN_FOR_WRITING = 0.9
@@ -70,6 +71,7 @@ class ReaderOptions:
     slot_name: str
     publication_name: str
     topics: tuple[str, ...]
+    group_id: str
     wal_budget: int
     shutdown_seconds: float
     start_deadline_seconds: float
@@ -232,7 +234,9 @@ class Reader:
         finally:
             self._metrics.leader.set(0)
             self._bookkeeper.set_idle(False)
+            self._bookkeeper.postpone(postponing=False)
             self._bookkeeper.stand_down()
+            self._publishing.recall(None)
             replication.close()
 
     def _recognise(self, system: System) -> None:
@@ -269,13 +273,23 @@ class Reader:
         if judgement.owed is not None or progress.confirmed_lsn != self._bookkeeper.recorded_lsn:
             # Somebody else has led meanwhile, or the slot is not what it was: what we remember of it does not count.
             self._stream.forget()
-        self._bookkeeper.serve(progress.confirmed_lsn)
+        self._bookkeeper.serve(progress.confirmed_lsn, self._system.timeline)
+        self._recall(books, progress)
         if judgement.owed is not None:
             _log.warning("catch_up_owed", reason=judgement.owed)
             if not self._catch_up(replication, books):
                 return not self._stopping
         self._start_stream(replication, books)
         return self._follow(replication, books)
+
+    def _recall(self, books: Bookkeeping, progress: Progress) -> None:
+        """Have it looked for in Kafka what was sent already, where the last one who led did not end cleanly."""
+        # Another timeline gives the ids of rows that were lost to others.
+        if progress.published_since is None or progress.timeline != self._system.timeline:
+            books.record_progress(progress.confirmed_lsn, time.time(), self._system.timeline)
+        elif not self._stream.received_lsn:
+            options = self._options
+            self._stream.recall(AlreadySent(options.kafka, options.group_id, progress.published_since))
 
     def _require_publication(self, books: Bookkeeping) -> None:
         """Make sure that the publication sends what we need.
@@ -304,7 +318,9 @@ class Reader:
         until = time.monotonic() + 30
         while True:
             try:
-                replication.start(options.slot_name, options.publication_name, self._stream.received_lsn)
+                # What is recorded is settled, though a crash may have kept the server from hearing of it.
+                begin = max(self._stream.received_lsn, self._bookkeeper.recorded_lsn)
+                replication.start(options.slot_name, options.publication_name, begin)
                 break
             except StreamEnded as error:
                 if error.sqlstate != _OBJECT_IN_USE or time.monotonic() > until:
@@ -332,8 +348,9 @@ class Reader:
                 self._publish_due()
                 self._turn(0)
                 lsn = stream.ledger.settle()
-                self._bookkeeper.confirm(lsn)
+                self._bookkeeper.confirm(lsn, stream.published_since)
                 self._bookkeeper.set_idle(caught_up and stream.idle)
+                self._bookkeeper.postpone(postponing=self._may_postpone(caught_up=caught_up))
                 confirmable = min(self._bookkeeper.recorded_lsn, lsn)
                 now = time.monotonic()
                 if now >= next_feedback or confirmable > confirmed or stream.reply_requested:
@@ -385,6 +402,13 @@ class Reader:
             books.end_walsender(replication.backend_pid)
             raise StreamEnded("the server did not end the stream when asked, so its session was ended")
 
+    def _may_postpone(self, *, caught_up: bool) -> bool:
+        """Tell whether marks may wait: not for long where the WAL that they pin might be missed in the budget."""
+        stream = self._stream
+        if not stream.behind or (caught_up and not self._publishing.in_flight):
+            return False
+        return stream.received_lsn - self._bookkeeper.recorded_lsn < self._options.wal_budget // _SHARE_FOR_MARKS
+
     def _has_room(self) -> bool:
         return self._publishing.has_room and self._bookkeeper.unmarked < MOST_UNMARKED
 
@@ -421,7 +445,10 @@ class Reader:
         lsn = stream.ledger.settle()
         if stream.idle:
             lsn = max(lsn, stream.received_lsn)
-        self._bookkeeper.confirm(lsn)
+        if stream.idle and not self._publishing.in_flight:
+            self._bookkeeper.end_clean(lsn)
+        else:
+            self._bookkeeper.confirm(lsn, stream.published_since)
         self._bookkeeper.drain(self._left_of_shutdown(_SHARE_OF_SHUTDOWN_FOR_WRITING))
         replication.confirm(stream.received_lsn, max(confirmed, min(lsn, self._bookkeeper.recorded_lsn)))
         replication.stop(self._left_of_shutdown(1.0))
@@ -452,17 +479,17 @@ class Reader:
 
     def _publish_due(self) -> None:
         due = self._bookkeeper.due
-        if not due:
+        if not (due and self._publishing.has_room):
             return
         shipment = Shipment(self._publishing, due=True)
-        while due and len(shipment.lot.fences) < DUE_AT_ONCE and self._publishing.has_room:
+        while due and not shipment.full:
             shipment.add(due.popleft())
         shipment.close()
         reach(Point.RETRY_PRODUCED)
 
     def _report_readiness(self) -> None:
-        oldest = next(iter(self._stream.ledger), None)
-        if oldest is not None and oldest.awaited and time.monotonic() - oldest.opened_at > _SLOW_DELIVERY_SECONDS:
+        oldest = next((lot for lot in self._stream.ledger if lot.awaited), None)
+        if oldest is not None and time.monotonic() - oldest.opened_at > _SLOW_DELIVERY_SECONDS:
             self._reachability.doubt()
         self._health.ready("reader", self._reachability.problem or self._bookkeeper.problem)
 

@@ -17,7 +17,7 @@ from psycopg import pq, sql
 from connector.errors import ProtocolError
 from connector.lsn import format_lsn, parse_lsn
 from connector.store.connections import watchful
-from connector.wire.frames import POSTGRES_EPOCH, PrimaryKeepalive, XLogData, decode_frame, encode_standby_status_update
+from connector.wire.frames import POSTGRES_EPOCH, encode_standby_status_update
 
 SENDER_TIMEOUT_SECONDS = 12
 """After so long without a word from us the server ends our session, and with it our leadership."""
@@ -165,12 +165,11 @@ class ReplicationConnection:
         self._skipped = None
         self._pgconn.nonblocking = 1
 
-    def read(self) -> XLogData | PrimaryKeepalive | None:
-        """Return the next frame, or None if none has arrived.
+    def receive(self) -> bytes | None:
+        """Return the next frame as it came, or None if none has arrived.
 
         Raises:
             StreamEnded: the server ended the stream or the connection broke.
-            ProtocolError: the frame is unknown or malformed.
         """
         try:
             size, data = self._pgconn.get_copy_data(1)
@@ -184,7 +183,7 @@ class ReplicationConnection:
             self.stop(_FAREWELL_SECONDS)
             raise StreamEnded(self._skipped, PUBLICATION_MISSING)
         if size > 0:
-            return decode_frame(data)
+            return bytes(data)
         if size == 0:
             return None
         # Only the result says why the server closed the stream (a termination, a timeout, a shutdown).

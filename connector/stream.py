@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
 from connector.errors import ProtocolError
 from connector.failpoints import Point, armed, reach
+from connector.kafka import AlreadySent
 from connector.ledger import Ledger
-from connector.outbox import WAKE_PREFIX, Table
+from connector.outbox import WAKE_PREFIX, OutboxRow, Table
 from connector.publishing import Publishing, Shipment
 from connector.replication import ReplicationConnection
 from connector.retries import due_in_seconds
 from connector.row import RowDecoder
-from connector.wire.frames import PrimaryKeepalive, XLogData
+from connector.wire.frames import PrimaryKeepalive, XLogData, decode_frame
 from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relation, decode
 
-_ROWS_PER_LOT: Final = 250
 _FRAMES_PER_TURN: Final = 500
+_BEHIND_SECONDS: Final = 1.0
 # A commit is in the stream a moment before other sessions see its rows.
 _SEEN_BY_ALL_SECONDS: Final = 0.1
 # When nothing of ours is written, the position is confirmed in steps: each costs a write, which is WAL again.
@@ -34,7 +36,10 @@ class Stream:
         self._hint = hint
         self._outbox_oid: int | None = None
         self._decoders: dict[int, RowDecoder | None] = {}
+        self._row_at_once: Callable[[bytes], OutboxRow | None] = _none_at_once
         self._commit_lag = 0.0
+        self._began_at: int | None = None
+        self._recalling = False
         self.in_transaction = False
         self.reply_requested = False
         """Whether the server wants a status update at once; the reader sends it and clears this."""
@@ -47,19 +52,37 @@ class Stream:
         self.ledger = Ledger()
         self.received_lsn = 0
 
+    def recall(self, sent: AlreadySent) -> None:
+        """Send nothing again that is in Kafka already, until a transaction comes that is younger than this stream."""
+        self._publishing.recall(sent)
+        self._recalling = True
+
     def begin(self, outbox_oid: int | None) -> None:
         """Expect a new stream: it describes its relations anew, and starts between transactions.
 
         By its oid the outbox is known also where it had another name for a while: a relation has the name of its time.
         """
         self._outbox_oid = outbox_oid
+        self._began_at = None
         self._decoders = {}
+        self._row_at_once = _none_at_once
         self.in_transaction = False
         self.reply_requested = False
 
     @property
+    def behind(self) -> bool:
+        """Whether what is read now was committed a while ago: a backlog."""
+        return self._commit_lag > _BEHIND_SECONDS
+
+    @property
+    def published_since(self) -> float:
+        """When the oldest row that is not settled was sent, or now where all are: in seconds since 1970."""
+        oldest = next(iter(self.ledger), None)
+        return time.time() - (0.0 if oldest is None else time.monotonic() - oldest.opened_at)
+
+    @property
     def idle(self) -> bool:
-        """Whether nothing that was read waits for its fate."""
+        """Whether everything that was read is settled."""
         return self.ledger.empty and not self.in_transaction
 
     def read(self, replication: ReplicationConnection, *, to_commit: bool = False) -> bool:
@@ -73,18 +96,25 @@ class Stream:
             SetupRequired: the publication does not send what the reader needs.
         """
         shipment = Shipment(self._publishing, due=False)
+        # What follows in its transaction has waited as long as what went before.
+        shipment.lot.waits.append((self._commit_lag, 0))
         try:
             for _ in range(_FRAMES_PER_TURN):
-                frame = replication.read()
-                if frame is None:
+                data = replication.receive()
+                if data is None:
                     return True
-                if isinstance(frame, PrimaryKeepalive):
-                    self._keepalive(frame)
-                    continue
-                self._message(frame, shipment)
-                if to_commit and not self.in_transaction:
-                    break
-                if len(shipment.lot.fences) >= _ROWS_PER_LOT or not self._publishing.has_room:
+                row = self._row_at_once(data)
+                if row is not None:
+                    self._publish(row, shipment)
+                else:
+                    frame = decode_frame(data)
+                    if isinstance(frame, PrimaryKeepalive):
+                        self._keepalive(frame)
+                        continue
+                    self._message(frame, shipment)
+                    if to_commit and not self.in_transaction:
+                        break
+                if shipment.full:
                     break
         finally:
             shipment.close()
@@ -104,8 +134,14 @@ class Stream:
             self._insert(message, shipment, frame.send_time)
         elif isinstance(message, Begin):
             self.in_transaction = True
+            if self._began_at is None:
+                self._began_at = frame.send_time
+            if self._recalling and message.commit_time > self._began_at:
+                # Nobody can have sent what was committed after we had begun.
+                self._recalling = False
+                self._publishing.recall(None)
             self._commit_lag = max(0.0, (frame.send_time - message.commit_time) / 1_000_000)
-            shipment.lot.waits.append((self._commit_lag, 0))
+            shipment.lot.waits.append((self._commit_lag, len(shipment.lot.fences)))
         elif isinstance(message, Commit):
             self.in_transaction = False
             self.received_lsn = message.end_lsn
@@ -115,7 +151,8 @@ class Stream:
                 self._hint(due_in_seconds(message.content))
         elif isinstance(message, Relation):
             ours = message.oid == self._outbox_oid or Table(message.schema, message.name) == self._outbox
-            self._decoders[message.oid] = RowDecoder(message) if ours else None
+            decoder = self._decoders[message.oid] = RowDecoder(message) if ours else None
+            self._row_at_once = _none_at_once if decoder is None else decoder.at_once
 
     def _insert(self, message: Insert, shipment: Shipment, send_time: int) -> None:
         try:
@@ -127,16 +164,21 @@ class Stream:
         if decoder is None:
             return
         row = decoder(message.values)
-        if armed:
-            reach(Point.ROW_READ)
         if row.fence.next_retry_at is not None:
             # Enqueued for later: the table holds it until then. Not before its transaction is seen by all, though.
             due_in = (row.fence.next_retry_at - send_time) / 1_000_000
             self._hint(max(due_in, _SEEN_BY_ALL_SECONDS))
             return
-        lot = shipment.lot
-        if not lot.fences:
-            self.ledger.append(lot)
-        lag, rows = lot.waits.pop() if lot.waits else (self._commit_lag, 0)
-        lot.waits.append((lag, rows + 1))
+        self._publish(row, shipment)
+
+    def _publish(self, row: OutboxRow, shipment: Shipment) -> None:
+        if armed:
+            reach(Point.ROW_READ)
+        if not shipment.lot.fences:
+            self.ledger.append(shipment.lot)
         shipment.add(row)
+
+
+def _none_at_once(_frame: bytes) -> OutboxRow | None:
+    """Leave every frame to the careful decoders: no relation is described yet."""
+    return None

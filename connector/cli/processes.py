@@ -61,6 +61,7 @@ def _reader(_: argparse.Namespace) -> int:
             slot_name=settings.slot_name,
             publication_name=settings.publication_name,
             topics=settings.topics,
+            group_id=settings.group_id,
             wal_budget=settings.wal_budget,
             shutdown_seconds=settings.shutdown_seconds,
             start_deadline_seconds=settings.start_deadline_seconds,

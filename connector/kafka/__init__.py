@@ -7,6 +7,7 @@ stores an offset only when told to, after the database has the message.
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from connector.kafka.admin import Admin, GroupMember, GroupState, TopicState
+from connector.kafka.already_sent import AlreadySent
 from connector.kafka.clients import Kafka
 from connector.kafka.copies import Copies, Copy, find_copies
 from connector.kafka.dead_letters import DeadLetters, DeadLetterUndelivered
@@ -14,13 +15,15 @@ from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, headers_o
 from connector.kafka.letter_box import Letter, LetterBox
 from connector.kafka.log_scan import LogScan, Partition, Record
 from connector.kafka.options import option_problems
-from connector.kafka.publisher import Publisher
+from connector.kafka.publisher import PARTITION_BY_KEY, Publisher
 from connector.kafka.reachability import Reachability
 from connector.kafka.subscription import Subscription
 
 __all__ = [
     "LARGEST_MESSAGE",
+    "PARTITION_BY_KEY",
     "Admin",
+    "AlreadySent",
     "Copies",
     "Copy",
     "DeadLetterUndelivered",

@@ -15,7 +15,6 @@ Partition = tuple[str, int]
 
 _AT_ONCE: Final = 500
 _POLL_SECONDS: Final = 0.5
-_SILENCE_SECONDS: Final = 30.0
 
 
 class Record(NamedTuple):
@@ -34,10 +33,11 @@ class LogScan:
     It is made once there is something to read: librdkafka may crash where one is closed that has read nothing.
     """
 
-    def __init__(self, kafka: Kafka, group_id: str) -> None:
+    def __init__(self, kafka: Kafka, group_id: str, silence_seconds: float = 30.0) -> None:
         """Prepare; `group_id` is only what librdkafka insists on, and what access rights may be bound to."""
         self._kafka = kafka
         self._group_id = group_id
+        self._silence_seconds = silence_seconds
         self._troubles: list[KafkaError] = []
         self._consumer: Consumer | None = None
 
@@ -57,7 +57,7 @@ class LogScan:
         Raises:
             ConfigurationError: librdkafka refuses an option.
             KafkaException: a partition cannot be read.
-            ServiceUnavailable: Kafka says nothing for half a minute.
+            ServiceUnavailable: Kafka says nothing for so long.
         """
         left = {partition: end for partition, (first, end) in stretches.items() if first < end}
         if not left:
@@ -71,7 +71,7 @@ class LogScan:
         heard = time.monotonic()
         while left:
             messages = self._consumer.consume(_AT_ONCE, _POLL_SECONDS)
-            if not messages and time.monotonic() > heard + _SILENCE_SECONDS:
+            if not messages and time.monotonic() > heard + self._silence_seconds:
                 told = self._troubles[-1].str() if self._troubles else "no message came"
                 raise ServiceUnavailable(f"Kafka stopped answering: {told}")
             wanted, over = _sorted_out(messages, left)

@@ -9,6 +9,9 @@ from confluent_kafka import KafkaError
 from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
 from connector.kafka.deliveries import RECORD_OVERHEAD
 
+PARTITION_BY_KEY = -1
+"""Instead of a partition's number: the partitioner decides."""
+
 
 class Publisher:
     """A producer, with what is known of the topics' limits."""

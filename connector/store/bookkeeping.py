@@ -11,12 +11,11 @@ from psycopg import sql
 
 from connector.backoff import DELAYS
 from connector.lsn import format_lsn, parse_lsn
-from connector.outbox import WAKE_PREFIX, Failure, Fence, OutboxRow, trim_error
+from connector.outbox import WAKE_PREFIX, Failure, Fence, Fences, OutboxRow, trim_error
 from connector.store.queries import Tables
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-_INFINITY = (1 << 63) - 1
 _LONGEST_HINT_SECONDS = 86_400.0
 
 
@@ -29,13 +28,19 @@ class Settled(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a slot is confirmed by our own doing, and whether a catch-up is owed."""
+    """How far a slot is confirmed by our own doing, and whether a catch-up is owed.
+
+    What is behind the confirmed position was sent at `published_since` or later, in seconds since 1970 by the reader's
+    clock, on that timeline of the server; None where nothing of it was sent.
+    """
 
     system_identifier: str
     confirmed_lsn: int
     catch_up_owed: bool
     catch_up_through: int | None
     catch_up_reason: str | None
+    published_since: float | None
+    timeline: int | None
 
 
 class SlotState(NamedTuple):
@@ -82,6 +87,11 @@ def wake_reader(connection: Connection, tables: Tables, due_in: float) -> None:
     )
 
 
+def _array(numbers: Iterable[int | str]) -> str:
+    """Return the text of an array: psycopg's own way takes several times as long, element by element."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
 class Bookkeeping:
     """The reader's statements on one connection."""
 
@@ -94,19 +104,16 @@ class Bookkeeping:
     def _fetch(self, name: str, **arguments: object) -> psycopg.Cursor[tuple[Any, ...]]:
         return self.connection.execute(self._tables.query("reader", name), {"slot": self._slot, **arguments})
 
-    def mark_published(self, fences: Sequence[Fence]) -> int:
+    def mark_published(self, fences: Fences) -> int:
         """Mark acknowledged rows, where nothing has changed them; return how many were marked."""
-        # A row whose times are infinite is left to the sink: there is no telling whether it has changed.
-        fences = [f for f in fences if f.updated_at < _INFINITY and abs(f.next_retry_at or 0) < _INFINITY]
         if not fences:
             return 0
-        ids, retry_counts, updated_ats, next_retry_ats = zip(*fences, strict=True)
         return self._fetch(
             "mark_published",
-            ids=list(ids),
-            retry_counts=list(retry_counts),
-            updated_ats=list(updated_ats),
-            next_retry_ats=list(next_retry_ats),
+            ids=_array(fences.ids),
+            retry_counts=_array(fences.retry_counts),
+            updated_ats=_array(fences.updated_ats),
+            next_retry_ats=_array("null" if due is None else due for due in fences.next_retry_ats),
         ).rowcount
 
     def settle_failures(self, failures: Sequence[Failure]) -> list[Settled]:
@@ -168,12 +175,12 @@ class Bookkeeping:
         record = self._fetch("read_progress").fetchone()
         if record is None:
             return None
-        system, lsn, owed, through, reason = record
-        return Progress(system, parse_lsn(lsn), owed, through, reason)
+        system, lsn, owed, through, reason, published_since, timeline = record
+        return Progress(system, parse_lsn(lsn), owed, through, reason, published_since, timeline)
 
-    def record_progress(self, lsn: int) -> None:
+    def record_progress(self, lsn: int, published_since: float | None, timeline: int) -> None:
         """Record how far the slot is about to be confirmed; the record never goes back."""
-        self._fetch("record_progress", lsn=format_lsn(lsn))
+        self._fetch("record_progress", lsn=format_lsn(lsn), published_since=published_since, timeline=timeline)
 
     def owe_catch_up(self, system_identifier: str, lsn: int, through: int | None, reason: str) -> None:
         """Write down that rows up to an id must be published from the table, before the slot is touched."""

@@ -92,15 +92,18 @@ select o.id, o.biz_type, o.topic, convert_to(o.message_key, 'UTF8'), convert_to(
 select max(o.id) from {outbox} as o where o.status = 'pending' and o.next_retry_at is null;
 
 -- name: read_progress
-select system_identifier, confirmed_lsn, catch_up_owed, catch_up_through, catch_up_reason
+select system_identifier, confirmed_lsn, catch_up_owed, catch_up_through, catch_up_reason,
+       extract(epoch from published_since)::double precision, timeline
   from {slot_progress}
  where slot_name = %(slot)s;
 
 -- name: record_progress
 -- Written before the server is told: the slot is never further than this by our own doing.
 update {slot_progress}
-   set confirmed_lsn = %(lsn)s::pg_lsn, updated_at = clock_timestamp()
- where slot_name = %(slot)s and confirmed_lsn < %(lsn)s::pg_lsn;
+   set confirmed_lsn = %(lsn)s::pg_lsn,
+       published_since = to_timestamp(%(published_since)s), timeline = %(timeline)s,
+       updated_at = clock_timestamp()
+ where slot_name = %(slot)s and confirmed_lsn <= %(lsn)s::pg_lsn;
 
 -- name: owe_catch_up
 -- Written before the slot is made, moved or given up, so that a crash half-way cannot forget it.

@@ -78,6 +78,7 @@ def reader_of(settings: Settings, health: Health) -> Reader:
         settings.slot_name,
         settings.publication_name,
         settings.topics,
+        settings.group_id,
         settings.wal_budget,
         shutdown_seconds=5,
         start_deadline_seconds=30,

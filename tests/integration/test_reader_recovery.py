@@ -537,6 +537,24 @@ def test_a_crash_of_the_database_is_survived(
     assert reader.stop() == 0
 
 
+@pytest.mark.parametrize("point", ["rows_acknowledged", "rows_marked", "lsn_recorded"])
+def test_what_a_reader_has_sent_before_it_crashed_is_not_sent_again(
+    app: Connection, connector: Start, tap: Tap, topic: str, point: str
+) -> None:
+    """The next one finds it in Kafka, by its key and its value, and marks it."""
+    ids = some(app, topic)
+    assert connector("reader", CONNECTOR_FAILPOINTS=f"{point}=kill").wait() == -signal.SIGKILL
+    sent = {message.outbox_id for message in tap.read(1.0)}
+    reader = is_streaming(connector("reader"))
+    ids += some(app, topic)
+    tap.has(ids)
+    all_published(app)
+    assert sorted(message.outbox_id for message in tap.read(0.5)) == ids
+    assert sent
+    if point != "lsn_recorded":
+        assert reader.wait_for_log("not_sent_twice")["messages"] == len(sent)
+
+
 @pytest.mark.slow
 def test_a_reader_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone(
     own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
@@ -700,6 +718,7 @@ def in_this_process(env: dict[str, str]) -> Iterator[Reader]:
             settings.slot_name,
             settings.publication_name,
             settings.topics,
+            settings.group_id,
             settings.wal_budget,
             shutdown_seconds=1,
             start_deadline_seconds=30,

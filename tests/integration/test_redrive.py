@@ -22,7 +22,7 @@ from connector.errors import ConnectorError, SetupRequired
 from connector.kafka import Kafka as Connections
 from connector.ops.redrive import RedriveOptions, redrive
 from connector.ops.redrive_letters import LetterOptions, redrive_letters
-from connector.outbox import Failure, Status, Table
+from connector.outbox import Failure, Fences, Status, Table
 from connector.store.queries import Tables
 from connector.store.redrives import Redrives, Run, Selection
 from connector.store.schema import migrate
@@ -231,11 +231,11 @@ def test_a_late_mark_of_an_earlier_copy_changes_nothing(outbox: OutboxTable, sta
     fence = outbox.fence(outbox_id)
     outbox.change(outbox_id, f"status = '{status}'")
     run(outbox, status=status)
-    assert outbox.bookkeeping().mark_published([fence]) == 0
+    assert outbox.bookkeeping().mark_published(Fences([fence])) == 0
     assert outbox.status(outbox_id) == "pending"
     # Not even one that shows the same moment of change.
     stale = outbox.fence(outbox_id)._replace(retry_count=0)
-    assert outbox.bookkeeping().mark_published([stale]) == 0
+    assert outbox.bookkeeping().mark_published(Fences([stale])) == 0
 
 
 def test_a_late_success_of_an_earlier_copy_is_stored_and_the_new_copy_is_skipped(outbox: OutboxTable) -> None:

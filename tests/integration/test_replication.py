@@ -15,7 +15,7 @@ from connector.replication import FEEDBACK_SECONDS, ReplicationConnection, Strea
 from connector.row import RowDecoder
 from connector.store.queries import Tables
 from connector.store.schema import PUBLISHED_COLUMNS, migrate, publish
-from connector.wire.frames import PrimaryKeepalive, XLogData
+from connector.wire.frames import PrimaryKeepalive, XLogData, decode_frame
 from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relation, decode
 from tests.integration.scenario import OUTBOX, Connection, enqueue, one, write_wal
 from tests.services import Database, eventually
@@ -53,7 +53,8 @@ class Stream:
 
     def take(self) -> list[Any]:
         """Read what has arrived."""
-        while (frame := self.replication.read()) is not None:
+        while (data := self.replication.receive()) is not None:
+            frame = decode_frame(data)
             self.frames.append(frame)
             if isinstance(frame, XLogData):
                 self.messages.append(decode(frame.payload))
@@ -234,7 +235,7 @@ def test_status_updates_get_through_while_nobody_reads(stream: Stream, writer: C
 def test_reading_with_nothing_there_returns_at_once(stream: Stream) -> None:
     """The connection is non-blocking: an idle stream gives None."""
     stream.start()
-    stream.until(lambda: stream.replication.read() is None)
+    stream.until(lambda: stream.replication.receive() is None)
     started = time.monotonic()
     for _ in range(100):
         stream.take()

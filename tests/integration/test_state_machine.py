@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from connector.backoff import backoff
-from connector.outbox import Failure, Fence
+from connector.outbox import Failure, Fence, Fences
 from connector.store.settlement import Result, Settlement
 from tests.integration.outbox_table import TABLES, OutboxTable, item
 from tests.services import Database
@@ -49,7 +49,7 @@ def failure(outbox_id: int, attempt: int = 0, error: str = "it failed", *, final
 def test_a_pending_row_is_marked_published(outbox: OutboxTable) -> None:
     """A row that nothing has changed since its copy was read becomes `published`, at the database's time."""
     outbox_id = outbox.new()
-    assert outbox.bookkeeping().mark_published([outbox.fence(outbox_id)]) == 1
+    assert outbox.bookkeeping().mark_published(Fences([outbox.fence(outbox_id)])) == 1
     row = outbox.row(outbox_id)
     assert row.status == "published"
     assert row.published_at is not None
@@ -62,7 +62,7 @@ def test_consumed_is_never_overwritten_by_a_late_published(outbox: OutboxTable) 
     fence = outbox.fence(outbox_id)
     assert outcomes(outbox.settlement().settle([item(outbox_id)], [])) == {outbox_id: "stored"}
     before = outbox.row(outbox_id)
-    assert outbox.bookkeeping().mark_published([fence]) == 0
+    assert outbox.bookkeeping().mark_published(Fences([fence])) == 0
     assert outbox.row(outbox_id) == before
     assert before.status == "consumed"
 
@@ -73,7 +73,7 @@ def test_a_late_published_mark_never_swallows_a_scheduled_retry(outbox: OutboxTa
     fence = outbox.fence(outbox_id)
     outbox.settlement().settle([item(outbox_id, chat_id=TOO_LONG)], [])
     before = outbox.row(outbox_id)
-    assert outbox.bookkeeping().mark_published([fence]) == 0
+    assert outbox.bookkeeping().mark_published(Fences([fence])) == 0
     assert outbox.row(outbox_id) == before
     assert (before.status, before.retry_count) == ("pending", 1)
     assert before.next_retry_at is not None
@@ -86,7 +86,7 @@ def test_a_late_published_mark_never_swallows_a_hold(outbox: OutboxTable) -> Non
     fence = outbox.fence(outbox_id)
     assert outcomes(outbox.settlement().settle([item(outbox_id)], [])) == {outbox_id: "held"}
     before = outbox.row(outbox_id)
-    assert outbox.bookkeeping().mark_published([fence]) == 0
+    assert outbox.bookkeeping().mark_published(Fences([fence])) == 0
     assert outbox.row(outbox_id) == before
     assert (before.status, before.retry_count) == ("pending", 0)
 
@@ -100,7 +100,7 @@ def test_a_late_mark_of_an_earlier_hold_never_swallows_the_next_one(outbox: Outb
     outbox.settlement().settle([item(outbox_id)], [])
     again = outbox.fence(outbox_id)
     assert again._replace(updated_at=0) == fence._replace(updated_at=0)
-    assert outbox.bookkeeping().mark_published([fence]) == 0
+    assert outbox.bookkeeping().mark_published(Fences([fence])) == 0
 
 
 @pytest.mark.parametrize("change", ["a retry", "a hold"])
@@ -129,16 +129,16 @@ def test_each_part_of_the_fence_stops_a_mark(outbox: OutboxTable, changed: Calla
     outbox_id = outbox.in_retry()
     fence = outbox.fence(outbox_id)
     books = outbox.bookkeeping()
-    assert books.mark_published([changed(fence)]) == 0
+    assert books.mark_published(Fences([changed(fence)])) == 0
     assert outbox.status(outbox_id) == "pending"
-    assert books.mark_published([fence]) == 1
+    assert books.mark_published(Fences([fence])) == 1
 
 
 def test_a_retried_row_keeps_its_due_time_when_it_is_published_again(outbox: OutboxTable) -> None:
     """The due time stays until the row is consumed or dead: it is what holds later messages of the key back."""
     outbox_id = outbox.in_retry()
     due = outbox.row(outbox_id).next_retry_at
-    assert outbox.bookkeeping().mark_published([outbox.fence(outbox_id)]) == 1
+    assert outbox.bookkeeping().mark_published(Fences([outbox.fence(outbox_id)])) == 1
     row = outbox.row(outbox_id)
     assert (row.status, row.next_retry_at) == ("published", due)
 
@@ -152,7 +152,7 @@ def test_a_mark_never_waits_for_the_sink(outbox: OutboxTable) -> None:
     marks.execute("set lock_timeout = '500ms'")
     with settlement.connection.transaction():
         settlement.settle([item(locked)], [])
-        assert outbox.bookkeeping(marks).mark_published(fences) == 1
+        assert outbox.bookkeeping(marks).mark_published(Fences(fences)) == 1
     assert [outbox.status(locked), outbox.status(free)] == ["consumed", "published"]
 
 
@@ -161,7 +161,7 @@ def test_the_sink_waits_for_a_mark_and_consumes_what_it_left(outbox: OutboxTable
     outbox_id = outbox.new()
     books, settlement = outbox.bookkeeping(), outbox.settlement()
     with books.transaction():
-        assert books.mark_published([outbox.fence(outbox_id)]) == 1
+        assert books.mark_published(Fences([outbox.fence(outbox_id)])) == 1
         settling = beside.submit(settlement.settle, [item(outbox_id)], [])
         outbox.wait_until_blocked(settlement.connection)
     assert outcomes(settling.result(20)) == {outbox_id: "stored"}
@@ -181,7 +181,7 @@ def test_marks_and_settlements_that_cross_do_not_deadlock(outbox: OutboxTable, b
     with settlement.connection.transaction(), ThreadPoolExecutor() as other:
         settlement.settle([item(second)], [])
         with books.transaction():
-            assert books.mark_published(fences) == 1
+            assert books.mark_published(Fences(fences)) == 1
             settling = other.submit(settlement.settle, [item(first)], [])
             outbox.wait_until_blocked(settlement.connection)
         assert outcomes(settling.result(20)) == {first: "stored"}
@@ -317,7 +317,7 @@ def test_last_error_holds_two_thousand_characters_and_never_half_of_one(outbox: 
 # --- terminal rows, missing rows -------------------------------------------------------------------------------------
 
 WRITES: dict[str, Callable[[OutboxTable, int], object]] = {
-    "mark published": lambda outbox, n: outbox.bookkeeping().mark_published([outbox.fence(n)]),
+    "mark published": lambda outbox, n: outbox.bookkeeping().mark_published(Fences([outbox.fence(n)])),
     "schedule a retry": lambda outbox, n: outbox.bookkeeping().settle_failures([failure(n, 99)]),
     "mark dead": lambda outbox, n: outbox.bookkeeping().settle_failures([failure(n, 99, final=True)]),
     "store": lambda outbox, n: outbox.settlement().settle([item(n, 99)], []),
@@ -513,7 +513,7 @@ def test_a_held_message_waits_a_second_at_least(outbox: OutboxTable) -> None:
 def test_a_retry_in_flight_holds_back_as_well(outbox: OutboxTable) -> None:
     """An earlier message that was published again, and is not settled yet, still holds later ones back."""
     earlier = outbox.in_retry()
-    outbox.bookkeeping().mark_published([outbox.fence(earlier)])
+    outbox.bookkeeping().mark_published(Fences([outbox.fence(earlier)]))
     assert outbox.status(earlier) == "published"
     outbox_id = outbox.new()
     assert outcomes(outbox.settlement().settle([item(outbox_id)], [])) == {outbox_id: "held"}
@@ -553,7 +553,7 @@ def test_several_held_messages_follow_in_outbox_order_once_the_retry_succeeds(ou
     due = [row.fence for row in books.due_rows(10)]
     assert [fence.outbox_id for fence in due] == rows
     assert [fence.retry_count for fence in due] == [1, 0, 0, 0]
-    books.mark_published(due)
+    books.mark_published(Fences(due))
     assert books.due_rows(10) == []
     settlement.settle([item(fence.outbox_id, fence.retry_count) for fence in due], [])
     assert outbox.history() == rows

@@ -41,10 +41,11 @@ def test_the_sweep_takes_no_row_that_only_waits_for_its_mark(
     acknowledged, overlooked = outbox.new(), outbox.new()
     lot = Lot(time.monotonic())
     lot.fences.append(outbox.fence(acknowledged))
-    lot.closed = True
+    lot.close()
+    lot.awaited = 0
     books.answered(lot, due=False)
     books.set_idle(True)
-    books.serve(0)
+    books.serve(0, 1)
     books.start()
     try:
         eventually(lambda: books.due, what="the sweep")

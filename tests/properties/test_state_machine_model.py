@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from connector.backoff import backoff
-from connector.outbox import Failure, Fence, OutboxRow, Status
+from connector.outbox import Failure, Fence, Fences, OutboxRow, Status
 from connector.store.bookkeeping import Bookkeeping
 from connector.store.connections import is_conflict
 from connector.store.redrives import Redrives, Run, Selection
@@ -226,7 +226,7 @@ class Machine(RuleBasedStateMachine):
             and copy.version == self.rows[copy.outbox_id].version
             and copy.outbox_id not in self.locked
         }
-        assert self.books.mark_published([copy.fence for copy in copies]) == len(standing)
+        assert self.books.mark_published(Fences([copy.fence for copy in copies])) == len(standing)
         for outbox_id in standing:
             self.rows[outbox_id] = model.marked(self.rows[outbox_id])
 

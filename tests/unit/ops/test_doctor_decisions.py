@@ -50,7 +50,9 @@ SLOT = Slot(
     active=True,
     failover=True,
     invalidation_reason=None,
-    progress=Progress("1", 100, catch_up_owed=False, catch_up_through=None, catch_up_reason=None),
+    progress=Progress(
+        "1", 100, catch_up_owed=False, catch_up_through=None, catch_up_reason=None, published_since=None, timeline=1
+    ),
     system_identifier="1",
 )
 FACTS = DatabaseFacts(

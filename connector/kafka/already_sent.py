@@ -1,0 +1,98 @@
+"""Finds in Kafka what was sent before a crash, so that rows that are read again after it are not sent twice.
+
+Rows are read again in the order in which they were sent, so the log is read beside them, no further than they need.
+Whatever keeps a copy from being found (a bound, a time-out, a permission that is missing) costs a second copy, no more:
+a message counts as sent where one of its id is there with the same key and the same value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from confluent_kafka import KafkaException, Message
+
+from connector.errors import ServiceUnavailable
+from connector.kafka.clients import Kafka
+from connector.kafka.log_scan import LogScan
+from connector.observability.logs import get_logger
+from connector.outbox import outbox_id_of
+
+_ANSWER_SECONDS: Final = 2
+_SILENCE_SECONDS: Final = 3.0
+# What was read and not asked for yet: about 20 MB.
+_MOST_KEPT: Final = 100_000
+# The clocks of two machines differ a little.
+_MARGIN_SECONDS: Final = 1.0
+
+_log = get_logger("kafka")
+
+
+class AlreadySent:
+    """What the topics hold since a time, asked for in about the order in which it was sent."""
+
+    def __init__(self, kafka: Kafka, group_id: str, since: float) -> None:
+        """Look for nothing yet; `since` is in seconds since 1970, by the producer's clock.
+
+        `group_id` is only what librdkafka insists on: nothing is subscribed to, and nothing committed.
+        """
+        self._kafka = kafka
+        self._group_id = group_id
+        self._since = since - _MARGIN_SECONDS
+        self._logs: dict[str, _Log] = {}
+        self._found = 0
+
+    def has(self, outbox_id: int, topic: str, key: bytes, value: bytes) -> bool:
+        """Tell whether a message is there. A log that does not answer within seconds counts as empty."""
+        log = self._logs.get(topic)
+        if log is None:
+            log = self._logs[topic] = _Log(self._messages(topic))
+        there = log.take(outbox_id) == hash((key, value))
+        self._found += there
+        return there
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        for log in self._logs.values():
+            log.close()
+        if self._found:
+            _log.info("not_sent_twice", messages=self._found)
+
+    def _messages(self, topic: str) -> Iterator[list[Message]]:
+        scan = LogScan(self._kafka, self._group_id, silence_seconds=_SILENCE_SECONDS)
+        try:
+            admin = self._kafka.admin()
+            state = admin.topics(_ANSWER_SECONDS).get(topic)
+            partitions = [(topic, number) for number in range(0 if state is None else state.partitions)]
+            ranges = admin.log_ranges(partitions, _ANSWER_SECONDS)
+            first = admin.offsets_at(ranges, self._since, _ANSWER_SECONDS)
+            yield from scan.messages({partition: (first[partition], ranges[partition][1]) for partition in ranges})
+        except (KafkaException, ServiceUnavailable) as error:
+            _log.info("sent_not_looked_for", topic=topic, error=str(error))
+        finally:
+            scan.close()
+
+
+class _Log:
+    """One topic's messages, by their outbox id, as far as they were read."""
+
+    def __init__(self, messages: Iterator[list[Message]]) -> None:
+        self._messages = messages
+        self._read: dict[int, int] = {}
+
+    def take(self, outbox_id: int) -> int | None:
+        """Return the hash of a message's key and value, once; read on until it is found."""
+        while (found := self._read.pop(outbox_id, None)) is None and len(self._read) < _MOST_KEPT:
+            messages = next(self._messages, None)
+            if messages is None:
+                return None
+            for message in messages:
+                value = message.value()
+                known = outbox_id_of(value)
+                if known is not None:
+                    self._read[known] = hash((message.key() or b"", value))
+        return found
+
+    def close(self) -> None:
+        if hasattr(self._messages, "close"):
+            self._messages.close()
