@@ -15,36 +15,38 @@ FAILURE = Failure(1, 0, "no", "test")
 
 @dataclass(slots=True)
 class Row:
-    """A row that was read; it is settled when Kafka has it, or when its failure is written down."""
+    """A row that was read; it is settled when Kafka has it and its mark is written, or when its failure is."""
 
     lot: Lot
     end_lsn: int | None = None
+    answered: bool = False
     refused: bool = False
     settled: bool = False
 
 
 @settings(max_examples=500)
 @given(st.data())
-def test_no_position_is_confirmed_that_lies_behind_a_row_without_a_fate(  # noqa: C901 - one case for each step
+def test_no_position_is_confirmed_that_lies_behind_a_row_without_a_fate(  # noqa: C901, PLR0912 - one case for each step
     data: st.DataObject,
 ) -> None:
     """Whatever the order of reads, commits, keepalives, acknowledgements, refusals and writes; at last all is."""
     ledger, rows, lsn = Ledger(), list[Row](), 0
     lot: Lot | None = None
     in_transaction = False
-    for step in data.draw(st.lists(st.sampled_from("rrrcxkaafw"), min_size=10, max_size=60)):
+    for step in data.draw(st.lists(st.sampled_from("rrrcxkaafwm"), min_size=10, max_size=60)):
         lsn += 10
-        waiting = [row for row in rows if not (row.settled or row.refused)]
+        waiting = [row for row in rows if not row.answered]
         refused = [row for row in rows if row.refused and not row.settled]
         if step == "r":  # a row is read
             in_transaction = True
             if lot is None:
                 lot = Lot(0.0)
                 ledger.append(lot)
-            lot.add(Fence(len(rows) + 1, 0, 0, None), 1)
+            lot.fences.append(Fence(len(rows) + 1, 0, 0, None))
             rows.append(Row(lot))
         elif step == "x" and lot is not None:  # the lot is full
-            lot.closed, lot = True, None
+            lot.close()
+            lot = None
         elif step == "c" and in_transaction:  # the transaction ends
             in_transaction = False
             ledger.committed(lsn)
@@ -55,19 +57,24 @@ def test_no_position_is_confirmed_that_lies_behind_a_row_without_a_fate(  # noqa
         elif step in "af" and waiting:  # Kafka takes, or refuses, a row
             row = data.draw(st.sampled_from(waiting))
             row.lot.awaited -= 1
+            row.answered = True
             if step == "f":
                 row.refused = True
                 row.lot.failed(FAILURE)
-            row.settled = not row.refused
         elif step == "w" and refused:  # the failures of a lot are written down
             written = data.draw(st.sampled_from(refused)).lot
             written.written = True
             for row in refused:
                 row.settled = row.settled or row.lot is written
+        elif step == "m":  # the marks of a lot are written
+            answered = [row for row in rows if row.lot.answered]
+            for row in answered:
+                row.lot.marked = row.lot.marked or row.lot is answered[0].lot
+                row.settled = row.settled or (row.lot.marked and row.answered and not row.refused)
         confirmable = ledger.settle()
         assert all(confirmable < (row.end_lsn or lsn + 1) for row in rows if not row.settled)
     for row in rows:
-        row.lot.closed, row.lot.awaited, row.lot.written = True, 0, True
+        row.lot.closed, row.lot.awaited, row.lot.written, row.lot.marked = True, 0, True, True
     ledger.committed(lsn + 1)
     assert ledger.settle() == lsn + 1
     assert ledger.empty
