@@ -760,6 +760,28 @@ def test_an_outage_does_not_grow_the_ledger(durable_own_kafka: Kafka, database: 
             time.sleep(0.01)
 
 
+def test_a_catch_up_without_kafka_takes_no_more_than_may_be_in_flight(
+    durable_own_kafka: Kafka, database: Database, own_topic: str
+) -> None:
+    """The table is read as Kafka takes it, however much is owed."""
+    env = environment(database, durable_own_kafka, own_topic)
+    set_up(env)
+    with in_this_process(env) as reader, database.connect() as app, database.connect() as other:
+        enqueue(app, own_topic, "key", 1)
+        all_published(app)
+        durable_own_kafka.stop()
+        with app.transaction():
+            enqueue_many(app, own_topic, MOST_IN_FLIGHT + 5_000)
+            app.execute(f"update {PROGRESS} set catch_up_owed = true, confirmed_lsn = '0/0', catch_up_through = null")
+            other.execute(f"{SESSIONS} and backend_type = 'walsender'")
+        eventually(lambda: reader._publishing.in_flight >= MOST_IN_FLIGHT, within=30, what="a full pipe")
+        assert catch_up_owed(app)
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            assert reader._publishing.in_flight <= MOST_IN_FLIGHT + A_LOT
+            time.sleep(0.01)
+
+
 def test_marks_that_cannot_be_written_do_not_grow_either(
     database: Database, kafka: Kafka, topic: str, tap: Tap, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -409,6 +409,11 @@ def test_the_server_gives_up_a_silent_reader_soon(stream: Stream) -> None:
     assert time.monotonic() - started > FEEDBACK_SECONDS * 2
 
 
+def test_a_session_that_says_nothing_between_streams_is_given_up_too(stream: Stream) -> None:
+    """A leader that hangs while it does not stream keeps the lock for a minute at the most."""
+    assert stream.replication._connection.execute("show idle_session_timeout").fetchone() == ("1min",)
+
+
 def test_positions_are_written_as_the_server_writes_them(writer: Connection) -> None:
     """Parsing and formatting a position is lossless beside the server's own arithmetic."""
     for text in ("0/0", "0/1", "16/B374D848", "FFFFFFFF/FFFFFFFF"):
