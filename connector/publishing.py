@@ -14,7 +14,6 @@ from connector.failpoints import Point, armed, reach
 from connector.kafka import (
     LARGEST_MESSAGE,
     PARTITION_BY_KEY,
-    AlreadySent,
     Fate,
     Kafka,
     KafkaError,
@@ -79,6 +78,11 @@ class Shipment:
             failure = Failure(row.fence.outbox_id, attempt, text, "id_not_positive", final=True, named=_named(row))
             lot.failed(failure)
 
+    def pass_over(self, row: OutboxRow) -> None:
+        """Count a row as acknowledged whose message Kafka has already."""
+        self.lot.fences.append(row.fence)
+        self.lot.awaited -= 1
+
     def close(self) -> None:
         """Add no more rows."""
         if self.lot.fences:
@@ -138,7 +142,6 @@ class Publishing:
         self.in_flight = 0
         self._bytes_in_flight = 0
         self._refused: list[Lot] = []
-        self._sent: AlreadySent | None = None
         self._publisher = self._new_publisher()
 
     def _new_publisher(self) -> Publisher:
@@ -154,12 +157,6 @@ class Publishing:
         self._bytes_in_flight = 0
         self._refused = []
         self._publisher = self._new_publisher()
-
-    def recall(self, sent: AlreadySent | None) -> None:
-        """Send nothing that is in Kafka already, from now on; None ends that."""
-        if self._sent is not None:
-            self._sent.close()
-        self._sent = sent
 
     @property
     def has_room(self) -> bool:
@@ -191,9 +188,6 @@ class Publishing:
 
     def produce(self, shipment: Shipment, row: OutboxRow, value: bytes) -> None:
         """Hand one message to librdkafka, which copies it."""
-        if self._sent is not None and self._sent.has(row.fence.outbox_id, row.topic, row.key, value):
-            shipment.lot.awaited -= 1
-            return
         self._topics.add(row.topic)
         headers = decode_headers(row.headers) if row.headers is not None else None
         if headers and self._tracing is not None:

@@ -236,7 +236,7 @@ class Reader:
             self._bookkeeper.set_idle(False)
             self._bookkeeper.postpone(postponing=False)
             self._bookkeeper.stand_down()
-            self._publishing.recall(None)
+            self._stream.recall(None)
             replication.close()
 
     def _recognise(self, system: System) -> None:

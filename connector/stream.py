@@ -39,7 +39,7 @@ class Stream:
         self._row_at_once: Callable[[bytes], OutboxRow | None] = _none_at_once
         self._commit_lag = 0.0
         self._began_at: int | None = None
-        self._recalling = False
+        self._sent: AlreadySent | None = None
         self.in_transaction = False
         self.reply_requested = False
         """Whether the server wants a status update at once; the reader sends it and clears this."""
@@ -52,10 +52,14 @@ class Stream:
         self.ledger = Ledger()
         self.received_lsn = 0
 
-    def recall(self, sent: AlreadySent) -> None:
-        """Send nothing again that is in Kafka already, until a transaction comes that is younger than this stream."""
-        self._publishing.recall(sent)
-        self._recalling = True
+    def recall(self, sent: AlreadySent | None) -> None:
+        """Send no row again that is in Kafka already, until a transaction comes that is younger than this stream.
+
+        Only rows of the stream: what the table gives is to be sent once more though there be a copy of it.
+        """
+        if self._sent is not None:
+            self._sent.close()
+        self._sent = sent
 
     def begin(self, outbox_oid: int | None) -> None:
         """Expect a new stream: it describes its relations anew, and starts between transactions.
@@ -136,10 +140,9 @@ class Stream:
             self.in_transaction = True
             if self._began_at is None:
                 self._began_at = frame.send_time
-            if self._recalling and message.commit_time > self._began_at:
+            if self._sent is not None and message.commit_time > self._began_at:
                 # Nobody can have sent what was committed after we had begun.
-                self._recalling = False
-                self._publishing.recall(None)
+                self.recall(None)
             self._commit_lag = max(0.0, (frame.send_time - message.commit_time) / 1_000_000)
             shipment.lot.waits.append((self._commit_lag, len(shipment.lot.fences)))
         elif isinstance(message, Commit):
@@ -176,7 +179,10 @@ class Stream:
             reach(Point.ROW_READ)
         if not shipment.lot.fences:
             self.ledger.append(shipment.lot)
-        shipment.add(row)
+        if self._sent is not None and self._sent.has(row):
+            shipment.pass_over(row)
+        else:
+            shipment.add(row)
 
 
 def _none_at_once(_frame: bytes) -> OutboxRow | None:

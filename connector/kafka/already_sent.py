@@ -16,7 +16,7 @@ from connector.errors import ServiceUnavailable
 from connector.kafka.clients import Kafka
 from connector.kafka.log_scan import LogScan
 from connector.observability.logs import get_logger
-from connector.outbox import outbox_id_of
+from connector.outbox import OutboxRow, encode_envelope, outbox_id_of
 
 _ANSWER_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 3.0
@@ -42,12 +42,12 @@ class AlreadySent:
         self._logs: dict[str, _Log] = {}
         self._found = 0
 
-    def has(self, outbox_id: int, topic: str, key: bytes, value: bytes) -> bool:
-        """Tell whether a message is there. A log that does not answer within seconds counts as empty."""
-        log = self._logs.get(topic)
+    def has(self, row: OutboxRow) -> bool:
+        """Tell whether a row's message is there. A log that does not answer within seconds counts as empty."""
+        log = self._logs.get(row.topic)
         if log is None:
-            log = self._logs[topic] = _Log(self._messages(topic))
-        there = log.take(outbox_id) == hash((key, value))
+            log = self._logs[row.topic] = _Log(self._messages(row.topic))
+        there = log.take(row.fence.outbox_id) == hash((row.key, encode_envelope(row)))
         self._found += there
         return there
 

@@ -555,6 +555,20 @@ def test_what_a_reader_has_sent_before_it_crashed_is_not_sent_again(
         assert reader.wait_for_log("not_sent_twice")["messages"] == len(sent)
 
 
+def test_a_row_that_is_due_after_a_crash_is_sent_though_a_copy_of_it_is_in_kafka(
+    app: Connection, connector: Start, tap: Tap, topic: str
+) -> None:
+    """The sink has read the first copy and held it back: it waits for another one, the same to the byte."""
+    ids = some(app, topic)
+    assert connector("reader", CONNECTOR_FAILPOINTS="rows_acknowledged=kill").wait() == -signal.SIGKILL
+    tap.until(lambda sent: sent)
+    held = tap.sent[0].outbox_id
+    app.execute(f"update {OUTBOX} set next_retry_at = clock_timestamp(), updated_at = now() where id = %s", [held])
+    is_streaming(connector("reader"))
+    tap.has(ids)
+    tap.until(lambda sent: [message.outbox_id for message in sent].count(held) == 2, what="the second copy")
+
+
 @pytest.mark.slow
 def test_a_reader_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone(
     own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
