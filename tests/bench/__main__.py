@@ -112,7 +112,7 @@ def _measure(parts: list[str], runs: int, sizes: Sizes, results: Results, path: 
 def _conditions(server: Postgres, broker: Kafka, sizes: Sizes) -> dict[str, str]:
     memory = psutil.virtual_memory().total / 2**30
     return {
-        "machine": f"{psutil.cpu_count()} cores, {memory:.0f} GB, Linux {platform.release()}",
+        "machine": f"{psutil.cpu_count()} cores, {memory:.0f} GB, {platform.system()}",
         "services": f"PostgreSQL {server.version} ({server.kind}), Kafka ({broker.kind}), on the same machine",
         "Python": platform.python_version(),
         "backlog": f"{sizes.rows:,} rows",
