@@ -23,20 +23,25 @@ HISTORY: Final = "public.chat_histories"
 # The broker's own clock says when a message was there: the same for each contender, and nobody has to look on.
 _TOPIC: Final = {"message.timestamp.type": "LogAppendTime"}
 
-# Half of the content compresses, as text does.
-_CONTENT: Final = """
-create function bench_content(n bigint, bytes integer) returns text language sql immutable as $$
-    select left(string_agg(md5(n || '-' || i) || ' and then the customer said: ok ', ''), bytes)
-      from generate_series(1, 1 + bytes / 64) as i
-$$
+# Half of a content compresses, as text does; that it comes again after so many rows is too long ago for lz4.
+_CONTENTS: Final = 2_000
+_MAKE_CONTENTS: Final = """
+create unlogged table if not exists bench_contents_{bytes} (id integer primary key, content text not null);
+insert into bench_contents_{bytes}
+select n, left(string_agg(md5(n || '-' || i) || ' and then the customer said: ok ', ''), {bytes})
+  from generate_series(0, {last}) as n, generate_series(0, {bytes} / 64) as i
+ group by n
+    on conflict do nothing;
+analyze bench_contents_{bytes}
 """
 _ROW: Final = (
     f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status, published_at, consumed_at)"
     f" select 'chat_history_persist', %(topic)s, 'chat-' || n %% {KEYS},"
     f" jsonb_build_object('user_id', n, 'chat_id', 'chat-' || n %% {KEYS}, 'role', 'user',"
-    " 'message_content', bench_content(n, %(bytes)s)),"
+    f" 'message_content', (select c.content from bench_contents_{{bytes}} as c where c.id = n %% {_CONTENTS})),"
     " %(status)s::text, case when %(status)s::text <> 'pending' then now() end,"
     " case when %(status)s::text = 'consumed' then now() end"
+    " from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
 )
 
 
@@ -114,7 +119,6 @@ def arena(postgres: Postgres, kafka: Kafka, *, already: Rows | None = None) -> I
         place = Arena(database, kafka, topic, env, directory)
         run("setup", env)
         with database.connect() as connection:
-            connection.execute(_CONTENT.encode())
             if already is not None:
                 connection.execute(f"select pg_drop_replication_slot('{place.slot}')")
                 connection.execute("truncate outbox_connector_slots")
@@ -137,8 +141,9 @@ def run(command: str, env: Mapping[str, str]) -> None:
 
 def _insert(connection: psycopg.Connection[Any], topic: str, rows: Rows, status: str) -> None:
     step = rows.a_transaction
-    values = {"topic": topic, "bytes": rows.bytes, "status": status}
-    statement = (_ROW + " from generate_series(%(first)s::bigint, %(last)s::bigint) as n").encode()
+    values = {"topic": topic, "status": status}
+    statement = _ROW.format(bytes=rows.bytes).encode()
+    connection.execute(_MAKE_CONTENTS.format(bytes=rows.bytes, last=_CONTENTS - 1).encode())
     with connection.cursor() as cursor:
         for first in range(1, rows.count + 1, step):
             cursor.execute(statement, {**values, "first": first, "last": min(first + step - 1, rows.count)})
