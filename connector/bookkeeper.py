@@ -364,28 +364,29 @@ class Bookkeeper(threading.Thread):
                 self._due_in_flight -= lot.rows
                 self._condition.notify_all()
 
-    def _write_marks(self, books: Bookkeeping, *, at_once: bool = False) -> None:
-        while True:
-            fences = Fences()
-            lots: list[Lot] = []
-            with self._condition:
-                ripe = time.monotonic() - (0.0 if at_once else self._mark_delay())
-                for queued_at, lot in self._marks:
-                    if len(fences) >= _MARKS_AT_ONCE or queued_at > ripe:
-                        break
-                    fences.extend(lot.acknowledged)
-                    lots.append(lot)
-            if not lots:
-                return
-            books.mark_published(fences)
-            reach(Point.ROWS_MARKED)
-            with self._condition:
-                for lot in lots:
-                    self._marks.popleft()
-                    lot.marked = True
-                    self._unmarked -= lot.rows
-                self._condition.notify_all()
-            self._wake()
+    def _write_marks(self, books: Bookkeeping, *, at_once: bool = False) -> bool:
+        """Write the marks of some lots whose time has come; tell whether there were any."""
+        fences = Fences()
+        lots: list[Lot] = []
+        with self._condition:
+            ripe = time.monotonic() - (0.0 if at_once else self._mark_delay())
+            for queued_at, lot in self._marks:
+                if len(fences) >= _MARKS_AT_ONCE or queued_at > ripe:
+                    break
+                fences.extend(lot.acknowledged)
+                lots.append(lot)
+        if not lots:
+            return False
+        books.mark_published(fences)
+        reach(Point.ROWS_MARKED)
+        with self._condition:
+            for lot in lots:
+                self._marks.popleft()
+                lot.marked = True
+                self._unmarked -= lot.rows
+            self._condition.notify_all()
+        self._wake()
+        return True
 
     def _look(self, books: Bookkeeping, now: float) -> None:
         rows: list[OutboxRow] = []
@@ -399,7 +400,8 @@ class Bookkeeper(threading.Thread):
                 self._agenda.looked(time.monotonic(), next_due)
         elif self._idle and now >= self._agenda.sweep_at():
             # What is acknowledged and not marked yet would look as if nothing had brought it.
-            self._write_marks(books, at_once=True)
+            while self._write_marks(books, at_once=True):
+                pass
             rows = books.overlooked_rows(_QUIET_SECONDS, DUE_AT_ONCE)
             with self._condition:
                 self._agenda.swept(time.monotonic())
