@@ -41,6 +41,8 @@ _CATCH_UP_BATCH = 100
 _START_PAUSE = 0.1
 _CHECK_SECONDS = 2.0
 _CHECK_SECONDS_WHEN_IDLE = 5.0
+# Longer than the sweep needs to find what was changed last.
+_STILL_SECONDS = 45.0
 _LONGEST_WAIT = 0.5
 _DELIVERY_WAIT = 0.005
 _SLOW_DELIVERY_SECONDS = 10.0
@@ -106,7 +108,7 @@ class Reader:
         self._publishing: Publishing
         self._stream: Stream
         self._system = System("", 0, 0)
-        self._next_check = 0.0
+        self._next_check = self._checked_at = 0.0
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -349,18 +351,22 @@ class Reader:
                 self._turn(0)
                 lsn = stream.ledger.settle()
                 self._bookkeeper.confirm(lsn, stream.published_since)
-                self._bookkeeper.set_idle(caught_up and stream.idle)
+                idle = caught_up and stream.idle
+                still = time.monotonic() - stream.wal_moved_at
+                self._bookkeeper.set_idle(idle and still < _STILL_SECONDS)
                 self._bookkeeper.postpone(postponing=self._may_postpone(caught_up=caught_up))
                 confirmable = min(self._bookkeeper.recorded_lsn, lsn)
                 now = time.monotonic()
                 if now >= next_feedback or confirmable > confirmed or stream.reply_requested:
                     confirmed = max(confirmed, confirmable)
-                    replication.confirm(stream.received_lsn, confirmed)
+                    replication.confirm(stream.received_lsn, confirmed, ask=now >= next_feedback)
                     reach(Point.LSN_CONFIRMED)
                     stream.reply_requested = False
                     next_feedback = now + FEEDBACK_SECONDS
                     self._report_readiness()
-                if now >= self._next_check and self._must_let_go(books, idle=caught_up and stream.idle):
+                # Where nothing is written nothing changes: an idle database is not asked.
+                unchanged = idle and stream.wal_moved_at < self._checked_at
+                if now >= self._next_check and not unchanged and self._must_let_go(books, idle=idle):
                     self._owe_all(books, _OVER_BUDGET)
                     self._leave_stream(replication, books)
                     self._drop_slot(books, _OVER_BUDGET)
@@ -379,6 +385,7 @@ class Reader:
 
     def _must_let_go(self, books: Bookkeeping, *, idle: bool) -> bool:
         """Take the look that is due at what others may have done; tell whether the slot has reached its budget."""
+        self._checked_at = time.monotonic()
         over_budget = self._over_budget(books, idle=idle)
         self._watch_publication(books)
         return over_budget

@@ -214,14 +214,16 @@ class ReplicationConnection:
         """Wait until the stream or one of the other descriptors is readable, or the time is over."""
         select.select([*self._socket, *others], [], [], seconds)
 
-    def confirm(self, written: int, flushed: int) -> None:
+    def confirm(self, written: int, flushed: int, *, ask: bool = False) -> None:
         """Send a standby status update: everything before `flushed` may be forgotten by the server.
+
+        With `ask` the server answers at once, with a keepalive that tells how far its WAL goes.
 
         Raises:
             StreamEnded: the connection broke.
         """
         now = round((time.time() - _POSTGRES_EPOCH_SECONDS) * 1_000_000)
-        message = encode_standby_status_update(max(written, flushed), flushed, flushed, now)
+        message = encode_standby_status_update(max(written, flushed), flushed, flushed, now, reply_requested=ask)
         deadline = time.monotonic() + SENDER_TIMEOUT_SECONDS
         try:
             while self._pgconn.put_copy_data(message) == 0:

@@ -43,6 +43,9 @@ class Stream:
         self.in_transaction = False
         self.reply_requested = False
         """Whether the server wants a status update at once; the reader sends it and clears this."""
+        self._server_lsn = 0
+        self.wal_moved_at = time.monotonic()
+        """When the server was last heard to have written anything, on the monotonic clock."""
         self.ledger = Ledger()
         self.received_lsn = 0
         """Everything before this was read: where to go on after the connection broke."""
@@ -126,11 +129,16 @@ class Stream:
 
     def _keepalive(self, frame: PrimaryKeepalive) -> None:
         self.reply_requested = self.reply_requested or frame.reply_requested
+        self._note_wal(frame.wal_end)
         flushable = self.ledger.settle()
         # With nothing undelivered, all that the server has sent is settled, also what it had nothing to send of.
         if self.idle and frame.wal_end - flushable >= _IDLE_STEP_BYTES:
             self.ledger.nothing_until(frame.wal_end)
             self.received_lsn = max(self.received_lsn, frame.wal_end)
+
+    def _note_wal(self, lsn: int) -> None:
+        if lsn > self._server_lsn:
+            self._server_lsn, self.wal_moved_at = lsn, time.monotonic()
 
     def _message(self, frame: XLogData, shipment: Shipment) -> None:
         message = decode(frame.payload)
@@ -148,6 +156,7 @@ class Stream:
         elif isinstance(message, Commit):
             self.in_transaction = False
             self.received_lsn = message.end_lsn
+            self._note_wal(message.end_lsn)
             self.ledger.committed(message.end_lsn)
         elif isinstance(message, LogicalMessage):
             if message.prefix == WAKE_PREFIX:

@@ -691,6 +691,24 @@ def test_an_idle_outbox_in_a_busy_database_pins_no_wal(
 
 
 @pytest.mark.slow
+def test_an_idle_database_is_left_alone(own_database: Database, kafka: Kafka, topic: str, tap: Tap) -> None:
+    """Where nothing is written the reader does not look at the slot and the publication every few seconds."""
+    env = environment(own_database, kafka, topic)
+    set_up(env)
+    reader = is_streaming(Process("reader", env=env).start())
+    with own_database.connect() as app:
+        tap.has(some(app, topic))
+        all_published(app)
+        last = (
+            "select clock_timestamp() - max(query_start) > interval '12 seconds' from pg_stat_activity"
+            " where starts_with(application_name, 'outbox-connector reader') and query_start > backend_start"
+            " and backend_type = 'client backend'"
+        )
+        eventually(lambda: one(app, last), within=60, what="a reader that asks nothing")
+    assert reader.stop() == 0
+
+
+@pytest.mark.slow
 def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, database: Database, own_topic: str) -> None:
     """While Kafka is away the stream goes on, but is confirmed no further than to the rows that Kafka has not got."""
     env = environment(database, durable_own_kafka, own_topic) | {"CONNECTOR_SHUTDOWN_SECONDS": "3"}
