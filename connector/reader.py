@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MOST_UNMARKED: Final = 500_000
 
 _CATCH_UP_BATCH = 100
-_START_PAUSE = 0.1
+_START_PAUSE = 0.01
 _CHECK_SECONDS = 2.0
 _CHECK_SECONDS_WHEN_IDLE = 5.0
 # Longer than the sweep needs to find what was changed last.

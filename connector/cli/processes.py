@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -182,6 +183,9 @@ def _serve(
     log = get_logger("cli")
     http = HttpServer(settings.http_port, health, metrics)
     stop_on_signals(loop.stop, settings.shutdown_seconds)
+    # Nearly all that rows are made of is freed by counting: looking for cycles so often takes a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
     try:
         loop.run()
     except ConnectorError as error:
