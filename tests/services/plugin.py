@@ -15,7 +15,7 @@ import pytest
 
 from connector.demo.embedded import scratch_directory
 from tests.services.choice import Choice
-from tests.services.kafka import EMBEDDED_IS_FORGETFUL, Kafka, kafka_candidates
+from tests.services.kafka import EMBEDDED_IS_FORGETFUL, EMBEDDED_REFUSES_NOTHING, Kafka, kafka_candidates
 from tests.services.postgres import Database, Postgres, postgres_candidates
 from tests.services.process import Process, environment
 
@@ -121,6 +121,14 @@ def kafka(services: Services) -> Kafka:
 def durable_kafka(kafka: Kafka) -> Kafka:
     """The Kafka that tests share, if it keeps its messages on disk."""
     return _durable(kafka)
+
+
+@pytest.fixture
+def refusing_kafka(kafka: Kafka) -> Kafka:
+    """The Kafka that tests share, if it refuses topics that nobody made, and messages beyond their topic's limit."""
+    if not kafka.refuses:
+        pytest.skip(EMBEDDED_REFUSES_NOTHING)
+    return kafka
 
 
 @pytest.fixture
