@@ -1,7 +1,8 @@
 """The sink: from Kafka to the destination, one transaction a batch, and the offsets after it.
 
-One thread owns the consumer and the database connection. While the database is away the partitions are paused and the
-batch at hand is kept: the group keeps its member, no message is retried for an outage, and no offset moves.
+One thread owns the consumer and the database connection; of a backlog it decodes the next batch while the database is
+at work on one. While the database is away the partitions are paused and the batch at hand is kept: the group keeps its
+member, no message is retried for an outage, and no offset moves.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class Sink:
         self._kept: KeptOffsets
         self._database_problem: str | None = "not connected to the database yet"
         self._looked_at = 0.0
+        self._ahead: tuple[list[Message], Batch] | None = None
 
     def stop(self) -> None:
         """Ask the sink to finish its batch and end; fit for a signal handler."""
@@ -283,13 +285,16 @@ class Sink:
         """Return what need not be read again because the database is behind Kafka, as after a failover."""
         self._connected()
         gone_back = self._whereabouts.agree(self._kept)
+        if not gone_back:
+            return messages
         return [message for message in messages if (message.topic(), message.partition()) not in gone_back]
 
     def _attempt(self, messages: list[Message], posted: set[int]) -> tuple[Batch, Result]:
         """Settle a batch now; `posted` are the messages, by identity, whose dead letters are sent already."""
         settlement, kept = self._connected(), self._kept
         genuine = self._whereabouts.genuine(messages, settlement)
-        batch = self._sort(genuine)
+        ahead, self._ahead = self._ahead, None
+        batch = ahead[1] if ahead is not None and ahead[0] == genuine else self._sort(genuine)
         batch.lost = len(messages) - len(genuine)
         # Each letter once, however often the database keeps the batch waiting.
         self._letters.send([letter for letter in batch.letters if id(letter[0]) not in posted])
@@ -297,7 +302,15 @@ class Sink:
         if batch.letters:
             reach(Point.DEAD_LETTER_SENT)
         offsets = self._whereabouts.behind(messages)
-        return batch, settlement.settle(batch.items, batch.unparsed, lambda: kept.keep(offsets))
+        # While there is no backlog it is better to wait: what comes meanwhile then goes into one batch.
+        look_ahead = self._look_ahead if self._subscription.more_waiting else None
+        return batch, settlement.settle(batch.items, batch.unparsed, lambda: kept.keep(offsets), look_ahead)
+
+    def _look_ahead(self) -> None:
+        """Decode the next batch; it stays with the subscription, which lets go of what may not be ours any more."""
+        messages = self._subscription.take(BATCH_ROWS, 0)
+        self._subscription.put_back(messages)
+        self._ahead = messages, self._sort(messages)
 
     def _problem_of(self, error: psycopg.Error | KafkaException | DeadLetterUndelivered | NotVisibleYet) -> str:
         """Return what is wrong; a database connection that is of no use any more is closed."""
@@ -361,11 +374,12 @@ class Sink:
     def _count(self, result: Result, batch: Batch) -> None:
         metrics = self._metrics
         stored = held = 0
+        metrics.end_to_end.observe_each(
+            outcome.age for outcome in result.outcomes if outcome.what == STORED and outcome.age is not None
+        )
         for outcome in result.outcomes:
             if outcome.what == STORED:
                 stored += 1
-                if outcome.age is not None:
-                    metrics.end_to_end.observe(outcome.age)
             elif outcome.what == HELD:
                 held += 1
             else:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from connector.errors import EnvelopeError
-from connector.kafka import Message, Subscription
+from connector.kafka import Message, Subscription, ends_of
 from connector.observability.logs import get_logger
 from connector.outbox import Envelope, Unreadable, decode_envelope
 from connector.store.offsets import KeptOffsets, Offset, Partition
@@ -87,6 +87,8 @@ class Whereabouts:
             psycopg.Error: the database could not be asked.
             NotVisibleYet: a row's transaction is still at its commit.
         """
+        if not any(standing.doubtful_before for standing in self._standings.values()):
+            return list(messages)
         doubtful = {
             id(message): envelope.outbox_id
             for message in messages
@@ -112,8 +114,7 @@ class Whereabouts:
         """Return what is to be kept once these messages are settled."""
         if self._timeline is None:
             return {}
-        ends = {_partition(message): (message.offset() or 0) + 1 for message in messages}
-        return {partition: self._offset(partition, end, self._timeline) for partition, end in ends.items()}
+        return {partition: self._offset(partition, end, self._timeline) for partition, end in ends_of(messages).items()}
 
     def _offset(self, partition: Partition, end: int, timeline: str) -> Offset:
         standing = self._standings.get(partition)

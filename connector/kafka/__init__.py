@@ -17,7 +17,7 @@ from connector.kafka.log_scan import LogScan, Partition, Record
 from connector.kafka.options import option_problems
 from connector.kafka.publisher import PARTITION_BY_KEY, Publisher
 from connector.kafka.reachability import Reachability
-from connector.kafka.subscription import Subscription
+from connector.kafka.subscription import Subscription, ends_of
 
 __all__ = [
     "LARGEST_MESSAGE",
@@ -44,6 +44,7 @@ __all__ = [
     "Record",
     "Subscription",
     "TopicState",
+    "ends_of",
     "fate_of",
     "find_copies",
     "headers_of",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -13,6 +14,8 @@ from connector.kafka.clients import Kafka
 from connector.observability.logs import get_logger
 
 _ANSWER_SECONDS = 5.0
+_MOST_BYTES: Final = 1024 * 1024
+_TAKEN_AT_ONCE: Final = 50
 
 _log = get_logger("kafka")
 
@@ -33,6 +36,9 @@ class Subscription:
         self._on_error = on_error
         self._paused = False
         self._kept: list[Message] = []
+        self._revoked = 0
+        self.more_waiting = False
+        """Whether the last `take` from Kafka left messages behind, as far as it could tell."""
         self.assigned: set[tuple[str, int]] | None = None
         self.problem: str | None = None
         """What Kafka has against the subscription, such as a topic that is not there."""
@@ -50,24 +56,37 @@ class Subscription:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_unassign(partitions)
+        self._revoked += 1
         self.assigned = (self.assigned or set()) - {(p.topic, p.partition) for p in partitions}
         # Their next owner, be it us again, reads them anew, together with what the batch at hand loses.
         self._kept = [message for message in self._kept if self.owns(message)]
         _log.info("partitions_revoked", gone=len(partitions), all=len(self.assigned))
 
     def take(self, most: int, seconds: float) -> list[Message]:
-        """Return up to so many messages, waiting so long for the first and not at all for the others.
+        """Return up to so many messages, or about 1 MiB, waiting so long for the first and not at all for the others.
 
         Raises:
             ServiceUnavailable: the consumer is at its end, as when another one took its static membership.
         """
-        messages, self._kept = self._kept, []
-        if not messages:
-            first = self._consumer.poll(seconds)
-            if first is None:
-                return []
-            messages = [first, *self._consumer.consume(most - 1, 0)]
-        return [message for message in messages if self._is_message(message) and self.owns(message)]
+        if self._kept:
+            messages, self._kept = self._kept, []
+            return messages
+        revoked = self._revoked
+        first = self._consumer.poll(seconds)
+        if first is None:
+            return []
+        messages = [first]
+        size = len(first)
+        asked = received = 0
+        while asked == received and len(messages) < most and size < _MOST_BYTES:
+            asked = min(_TAKEN_AT_ONCE, most - len(messages))
+            taken = self._consumer.consume(asked, 0)
+            received = len(taken)
+            messages += taken
+            size += sum(map(len, taken))
+        self.more_waiting = asked == received
+        messages = [message for message in messages if message.error() is None or self._is_message(message)]
+        return messages if self._revoked == revoked else [message for message in messages if self.owns(message)]
 
     def _is_message(self, message: Message) -> bool:
         error = message.error()
@@ -91,10 +110,7 @@ class Subscription:
 
     def store(self, messages: Sequence[Message]) -> None:
         """Let the offsets behind these messages be committed: the database has them."""
-        last: dict[tuple[str, int], int] = {}
-        for message in messages:
-            last[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
-        for (topic, partition), offset in last.items():
+        for (topic, partition), offset in ends_of(messages).items():
             if (topic, partition) in (self.assigned or ()):
                 try:
                     self._consumer.store_offsets(offsets=[TopicPartition(topic, partition, offset)])
@@ -181,6 +197,12 @@ class Subscription:
         leaving.join(within)
         if leaving.is_alive():
             _log.warning("group_not_left", seconds=within)
+
+
+def ends_of(messages: Iterable[Message]) -> dict[tuple[str, int], int]:
+    """Return by partition the offset behind the last of these messages, which are in the order of their partitions."""
+    last = {(message.topic(), message.partition()): message for message in messages}
+    return {(topic or "", partition or 0): (message.offset() or 0) + 1 for (topic, partition), message in last.items()}
 
 
 def _on_commit(error: KafkaError | None, _partitions: list[TopicPartition]) -> None:

@@ -54,6 +54,15 @@ class Histogram(Collector):
             self._counts[bucket] += count
             self._sum += value * count
 
+    def observe_each(self, values: Iterable[float]) -> None:
+        """Count each value once, as `observe` would."""
+        bounds, counts = self._bounds, self._counts
+        with self._lock:
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+                if value > 0.0:
+                    self._sum += value
+
     def collect(self) -> Iterator[Metric]:
         """Give the cumulative counts that Prometheus expects."""
         with self._lock:

@@ -113,6 +113,16 @@ def is_alive(connection: psycopg.Connection[Any]) -> bool:
     return True
 
 
+def send_all(connection: psycopg.Connection[Any]) -> None:
+    """Send all of what a pipeline has been given, which may be more than the socket takes at once.
+
+    Raises:
+        psycopg.OperationalError: the server is gone.
+    """
+    while connection.pgconn.flush():
+        select.select([], [connection.fileno()], [])
+
+
 def is_row_fault(error: psycopg.Error) -> bool:
     """Tell whether the database refused the content of a row, so that another row might pass.
 

@@ -12,7 +12,7 @@ from psycopg import errors, sql
 from connector.failpoints import Point, reach
 from connector.outbox import Failure
 from connector.store.bookkeeping import Connection, Settled, settle_failures, wake_reader
-from connector.store.connections import describe, is_row_fault
+from connector.store.connections import describe, is_row_fault, send_all
 from connector.store.queries import Tables, index_name
 
 STORED = "stored"
@@ -114,17 +114,22 @@ class Settlement:
         return [name for (name,) in rows]
 
     def settle(
-        self, items: Sequence[Item], unparsed: Sequence[Failure], first: Callable[[], None] = lambda: None
+        self,
+        items: Sequence[Item],
+        unparsed: Sequence[Failure],
+        first: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Result:
         """Settle a batch in one transaction: all rows that can be stored are, the others get their failure.
 
-        `unparsed` are the failures of messages that never got as far as an item; `first` begins the transaction.
+        `unparsed` are the failures of messages that never got as far as an item; `first` begins the transaction, and
+        `meanwhile` is called while the server is at work, at most once.
 
         Raises:
             psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
             NotVisibleYet: a row's transaction is still at its commit; nothing has changed, and a later call will pass.
         """
-        if not unparsed and (result := self._store_if_plain(items, first)) is not None:
+        if not unparsed and (result := self._store_if_plain(items, first, meanwhile)) is not None:
             return result
         self._await_rows([*(item.outbox_id for item in items), *(failure.outbox_id for failure in unparsed)])
         try:
@@ -134,15 +139,17 @@ class Settlement:
                 raise
         return self._transaction(items, unparsed, first, isolate=True)
 
-    def _store_if_plain(self, items: Sequence[Item], first: Callable[[], None]) -> Result | None:
+    def _store_if_plain(
+        self, items: Sequence[Item], first: Callable[[], None], meanwhile: Callable[[], None] | None
+    ) -> Result | None:
         """Settle a batch of which every message can be stored; if there is another one, change nothing."""
         result = Result([], [], [])
         try:
             with self.connection.transaction():
                 first()
                 for group in waves(items):
-                    arguments = self._arguments(group)
-                    ages = self.connection.execute(self._plain_statements[group[0].biz_type], arguments).fetchall()
+                    ages = self._store_plain(group, meanwhile)
+                    meanwhile = None
                     if len(ages) < len(group):
                         raise psycopg.Rollback
                     result.outcomes.extend(
@@ -154,6 +161,16 @@ class Settlement:
             if not is_row_fault(error):
                 raise
         return None
+
+    def _store_plain(self, group: Sequence[Item], meanwhile: Callable[[], None] | None) -> list[tuple[float | None]]:
+        statement, arguments = self._plain_statements[group[0].biz_type], self._arguments(group)
+        if meanwhile is None:
+            return self.connection.execute(statement, arguments, binary=True).fetchall()
+        with self.connection.pipeline():
+            cursor = self.connection.execute(statement, arguments, binary=True)
+            send_all(self.connection)
+            meanwhile()
+        return cursor.fetchall()
 
     def enqueued(self, outbox_ids: list[int]) -> dict[int, tuple[str, str]]:
         """Return `biz_type` and `payload` (JSON text) of the rows that are there.
@@ -269,6 +286,9 @@ def waves(items: Sequence[Item]) -> Iterator[list[Item]]:
 
     Groups are as large as that allows: a new wave begins where a key turns up under another `biz_type`.
     """
+    if len({item.biz_type for item in items}) == 1:
+        yield list(items)
+        return
     groups: dict[str, list[Item]] = {}
     seen: dict[bytes, str] = {}
     for item in items:

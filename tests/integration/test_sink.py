@@ -16,6 +16,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import NewTopic
 from psycopg import errors, sql
+from psycopg.types.json import Jsonb
 
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
 from tests.integration.scenario import Tap, metric, one, readiness, set_up
@@ -67,6 +68,20 @@ class Reader:
             ids.append(self._outbox.new(key, self._topic))
             self.send(ids[-1], key)
         return ids
+
+    def backlog(self, rows: int, keys: Sequence[str]) -> list[int]:
+        """Do as `enqueue`, for many rows at a time."""
+        inserted = self._outbox.connection.execute(
+            "insert into agent_outbox_messages (biz_type, topic, message_key, payload)"
+            " select 'chat_history_persist', %s, (%s::text[])[1 + n %% %s], %s from generate_series(0, %s) as n"
+            " returning id, message_key",
+            [self._topic, list(keys), len(keys), Jsonb(PAYLOAD), rows - 1],
+        ).fetchall()
+        for outbox_id, key in inserted:
+            value = {"outbox_id": outbox_id, "biz_type": "chat_history_persist", "attempt": 0, "payload": PAYLOAD}
+            self._producer.produce(self._topic, json.dumps(value).encode(), key)
+        assert self._producer.flush(20) == 0
+        return [outbox_id for outbox_id, _ in inserted]
 
 
 @pytest.fixture
@@ -407,6 +422,29 @@ def test_sinks_that_join_and_leave_store_each_message_once_and_in_order(
     assert revoked
     assert revoked[0]["all"] > 0
     assert one(outbox.connection, "select max(retry_count) from agent_outbox_messages") == 0
+
+
+@pytest.mark.slow
+def test_a_sink_that_joins_in_the_midst_of_a_backlog_takes_over_what_another_had_taken_ahead(
+    outbox: OutboxTable, reader: Reader, connector: Callable[..., Process], connector_env: dict[str, str]
+) -> None:
+    """A batch that was decoded ahead is stored in its turn, and once, also where its partitions go away meanwhile."""
+    keys = [f"key-{n}" for n in range(12)]
+    rows = reader.backlog(5_000, keys)
+    blocker = outbox.connect()
+    with blocker.transaction():
+        blocker.execute("select from agent_outbox_messages where id = %s for update", [rows[2_500]])
+        first = connector("sink")
+        eventually(lambda: sink_sessions(outbox, "wait_event_type = 'Lock'"), what="the sink's wait for the lock")
+        connector("sink").wait_for_log("subscribed", within=30)
+    eventually(lambda: len(outbox.history()) == len(rows), within=60, what="the storing of every message")
+    by_key = defaultdict(list)
+    for outbox_id in outbox.history():
+        by_key[rows.index(outbox_id) % len(keys)].append(outbox_id)
+    assert {place: rows[place :: len(keys)] for place in range(len(keys))} == by_key
+    first.wait_for_log("partitions_revoked", within=30)
+    eventually(lambda: not sink_sessions(outbox, "state <> 'idle'"), what="the end of all transactions")
+    assert len(outbox.history()) == len(rows)
 
 
 def test_a_named_sink_that_restarts_moves_no_partitions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import example, given
@@ -14,6 +15,7 @@ from connector.outbox import (
     Envelope,
     Fence,
     OutboxRow,
+    _document,
     decode_envelope,
     decode_headers,
     encode_envelope,
@@ -78,6 +80,27 @@ def test_any_value_is_an_envelope_or_an_envelope_error(value: bytes) -> None:
         return
     assert 0 < envelope.outbox_id < 1 << 63
     assert 0 <= envelope.attempt < 1 << 31
+
+
+@given(st.binary(max_size=60) | JSON.map(lambda document: json.dumps(document).encode()))
+@example(b"1}")
+@example(b"1} ")
+@example(b"1}}")
+@example(b'1,"a":NaN,"a":-0}')
+@example(b'1,"a":"\xed\xa0\x80"}')
+@example(b'1,"a":"\\ud800"}')
+@example(b'1,"a":' + b"9" * 5000 + b"}")
+@example(b'1,"a":' + b"[" * 20_000)
+def test_a_value_that_is_decoded_the_quick_way_is_what_json_makes_of_it(rest: bytes) -> None:
+    """Same document, same words where there is none."""
+
+    def tell(decode: Callable[[bytes], Any]) -> str:
+        try:
+            return repr(decode(b'{"outbox_id":' + rest))
+        except (ValueError, RecursionError) as error:
+            return repr(error)
+
+    assert tell(_document) == tell(json.loads)
 
 
 @given(IDS, TEXT, st.integers(0, 20), JSON, st.data())

@@ -221,6 +221,16 @@ def test_buckets_hold_what_is_not_above_their_bound(observations: list[tuple[flo
     assert total == pytest.approx(sum(max(value, 0) * count for value, count in observations))
 
 
+@given(st.lists(st.floats(-10, 1e6)))
+def test_values_observed_together_count_as_one_by_one(values: list[float]) -> None:
+    """A whole batch is observed at once."""
+    together, singly = Histogram("h", "h", [0.0, 0.5, 1000.0]), Histogram("h", "h", [0.0, 0.5, 1000.0])
+    together.observe_each(values)
+    for value in values:
+        singly.observe(value)
+    assert [family.samples for family in together.collect()] == [family.samples for family in singly.collect()]
+
+
 def test_a_histogram_loses_nothing_between_threads() -> None:
     """Observations from several threads all count."""
     histogram = Histogram("h", "h", [1])
