@@ -188,7 +188,8 @@ class Publishing:
 
     def produce(self, shipment: Shipment, row: OutboxRow, value: bytes) -> None:
         """Hand one message to librdkafka, which copies it."""
-        self._topics.add(row.topic)
+        if not self._takes(row.topic):
+            return  # it will be read again
         headers = decode_headers(row.headers) if row.headers is not None else None
         if headers and self._tracing is not None:
             shipment.begin_span(self._tracing, row, headers)
@@ -212,6 +213,18 @@ class Publishing:
                 if armed:
                     reach(Point.ROW_PRODUCED)
                 return
+
+    def _takes(self, topic: str) -> bool:
+        """Tell whether the producer may go on; a topic that the settings do not name is asked for its limit first.
+
+        Of a producer that is new to a topic a broker may refuse the first batch, and take the second.
+        """
+        if topic not in self._topics:
+            self._topics.add(topic)
+            limit = self._publisher.limit_of(topic)
+            if limit is not None and not self._publisher.suits(limit):
+                self._broken = f"topic {topic} takes {limit} bytes at most, less than a batch"
+        return self._broken is None
 
     def closed(self, shipment: Shipment) -> None:
         """Count what is on its way."""

@@ -40,6 +40,10 @@ class Publisher:
             self._limits[topic] = None if limit is None else int(limit)
         return self._limits[topic]
 
+    def suits(self, limit: int) -> bool:
+        """Tell whether every batch stays below a topic's `max.message.bytes`."""
+        return self.batch_size <= max(1, limit - RECORD_OVERHEAD)
+
     def abandon(self) -> None:
         """Throw away what is not delivered. None of it was confirmed, so all of it will be read again."""
         self.producer.purge(in_queue=True, in_flight=True, blocking=True)
