@@ -135,15 +135,15 @@ def test_values_that_are_no_envelope_go_to_the_dead_letter_topic_and_their_neigh
 
 
 def test_a_value_too_large_for_the_dead_letter_topic_leaves_word_of_where_it_lies(
-    outbox: OutboxTable, forge: Forger, refusing_kafka: Kafka, topic: str, connector: Callable[..., Process]
+    outbox: OutboxTable, forge: Forger, complete_kafka: Kafka, topic: str, connector: Callable[..., Process]
 ) -> None:
     """A letter that the topic cannot hold goes without its value, and does not stop what follows."""
     small = f"{topic}.small"
-    _create(refusing_kafka, small, {"max.message.bytes": "2000"})
+    _create(complete_kafka, small, {"max.message.bytes": "2000"})
     after = outbox.new()
     forge(noise(20_000).encode(), envelope(after))
     connector("sink", CONNECTOR_DEAD_LETTER_TOPIC=small)
-    with Tap(refusing_kafka, small, partitions=1) as tap:
+    with Tap(complete_kafka, small, partitions=1) as tap:
         (letter,) = tap.until(lambda sent: sent, what="the dead letter")
     headers = dict(letter.headers)
     assert letter.value == b""
@@ -156,7 +156,7 @@ def test_a_value_too_large_for_the_dead_letter_topic_leaves_word_of_where_it_lie
 def test_nothing_is_skipped_while_the_dead_letter_topic_is_missing(
     outbox: OutboxTable,
     forge: Forger,
-    refusing_kafka: Kafka,
+    complete_kafka: Kafka,
     connector: Callable[..., Process],
     connector_env: dict[str, str],
 ) -> None:
@@ -166,11 +166,11 @@ def test_nothing_is_skipped_while_the_dead_letter_topic_is_missing(
     forge(b"no envelope", envelope(after))
     sink = connector("sink", CONNECTOR_DEAD_LETTER_TOPIC=missing)
     sink.wait_for_log("batch_postponed", within=40)
-    assert committed(refusing_kafka, connector_env) == 0
+    assert committed(complete_kafka, connector_env) == 0
     assert outbox.history() == []
-    _create(refusing_kafka, missing, {})
+    _create(complete_kafka, missing, {})
     wait_for(outbox, after, "consumed", within=60)
-    with Tap(refusing_kafka, missing, partitions=1) as tap:
+    with Tap(complete_kafka, missing, partitions=1) as tap:
         letters: list[Sent] = tap.until(lambda sent: sent)
     assert {letter.value for letter in letters} == {b"no envelope"}
 
@@ -344,11 +344,11 @@ def test_text_with_a_nul_is_retried_then_dead_and_its_neighbours_are_stored(
 
 @pytest.mark.parametrize("known", [True, False], ids=["its topic is configured", "its topic is not configured"])
 def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbours_arrive(
-    database: Database, refusing_kafka: Kafka, topic: str, known: bool
+    database: Database, complete_kafka: Kafka, topic: str, known: bool
 ) -> None:
     """The reason names size and limit; messages of the same topic that fit arrive, though together they would not."""
-    with refusing_kafka.topic(config={"max.message.bytes": "10000"}) as small:
-        env = environment(database, refusing_kafka, small if known else topic)
+    with complete_kafka.topic(config={"max.message.bytes": "10000"}) as small:
+        env = environment(database, complete_kafka, small if known else topic)
         set_up(env)
         outbox = OutboxTable(database)
         content = noise(1_500)
@@ -372,7 +372,7 @@ def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbo
         outbox.close()
 
 
-@pytest.mark.usefixtures("refusing_kafka")
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_message_beyond_a_megabyte_is_dead_at_once_on_an_ordinary_topic(
     outbox: OutboxTable, topic: str, connector: Callable[..., Process]
 ) -> None:
@@ -391,7 +391,7 @@ def test_a_message_beyond_a_megabyte_is_dead_at_once_on_an_ordinary_topic(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("refusing_kafka")
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_topic_that_nobody_made_is_retried_then_dead_and_other_topics_go_on(
     outbox: OutboxTable, topic: str, connector: Callable[..., Process]
 ) -> None:
@@ -435,17 +435,17 @@ def test_a_topic_that_is_forbidden_is_retried_then_dead_and_other_topics_go_on(
 
 @pytest.mark.slow
 def test_messages_for_a_topic_that_is_made_meanwhile_arrive(
-    outbox: OutboxTable, refusing_kafka: Kafka, topic: str, connector: Callable[..., Process]
+    outbox: OutboxTable, complete_kafka: Kafka, topic: str, connector: Callable[..., Process]
 ) -> None:
     """Once somebody makes the topic, what waits for it is published in order, without a restart."""
     late = f"{topic}.late"
     rows = [outbox.new(topic=late) for _ in range(3)]
     reader = connector("reader")
     reader.wait_for_log("retry_scheduled", outbox_id=rows[0], within=40)
-    _create(refusing_kafka, late, {})
+    _create(complete_kafka, late, {})
     for outbox_id in rows:
         wait_for(outbox, outbox_id, "published", within=40)
-    with Tap(refusing_kafka, late, partitions=1) as tap:
+    with Tap(complete_kafka, late, partitions=1) as tap:
         assert [sent.outbox_id for sent in tap.has(rows)] == rows
 
 

@@ -173,7 +173,7 @@ def test_odd_headers_arrive_byte_for_byte(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("refusing_kafka")
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_payload_of_twenty_megabytes_arrives_where_its_topic_takes_it_and_is_dead_elsewhere(
     database: Database, kafka: Kafka, topic: str
 ) -> None:

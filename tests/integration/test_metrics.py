@@ -46,13 +46,13 @@ def test_every_metric_is_true_of_a_run(
     connector_env: dict[str, str],
     connector: Callable[..., Process],
     database: Database,
-    refusing_kafka: Kafka,
+    complete_kafka: Kafka,
     topic: str,
 ) -> None:
     """Counters, gauges and histograms of both processes are what tables and topics show, with failures of each kind."""
     set_up(connector_env)
     reader, sink = is_streaming(connector("reader")), connector("sink")
-    with database.connect() as connection, Tap(refusing_kafka, topic) as tap:
+    with database.connect() as connection, Tap(complete_kafka, topic) as tap:
         connection.execute("alter table chat_histories add constraint refused check (message_content <> 'refused')")
         enqueue(connection, topic, "good", "good", GOOD)
         enqueue(connection, topic, "poison", "a text for a number", user_id="one")
@@ -60,7 +60,7 @@ def test_every_metric_is_true_of_a_run(
         enqueue(connection, topic, "large", secrets.token_hex(1_000_000))
         enqueue(connection, topic, "refused", "refused")
         enqueue(connection, topic, "refused", "held", REFUSED - 1)
-        producer = Producer({"bootstrap.servers": refusing_kafka.bootstrap_servers})
+        producer = Producer({"bootstrap.servers": complete_kafka.bootstrap_servers})
         producer.produce(topic, b"no envelope")
         payload = {"user_id": 1, "chat_id": "gone", "role": "user", "message_content": "gone"}
         gone = {"outbox_id": 10**12, "biz_type": "chat_history_persist", "payload": payload}

@@ -80,7 +80,7 @@ def test_a_row_that_was_changed_at_the_end_of_time_is_retried(
     wait_for(outbox, outbox_id, "consumed")
 
 
-@pytest.mark.usefixtures("refusing_kafka")
+@pytest.mark.usefixtures("complete_kafka")
 def test_nothing_is_published_before_a_refusal_is_written_to_its_row(
     outbox: OutboxTable, kafka: Kafka, topic: str, connector: Callable[..., Process]
 ) -> None:

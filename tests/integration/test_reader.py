@@ -191,7 +191,7 @@ def test_a_late_mark_changes_nothing_that_changed_since_the_row_was_read(
     assert app.execute(query, [ids]).fetchall() == changed
 
 
-@pytest.mark.usefixtures("refusing_kafka")
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_message_too_large_for_its_topic_is_dead_at_once(
     reader: Process, app: Connection, kafka: Kafka, topic: str, tap: Tap
 ) -> None:
@@ -217,7 +217,7 @@ def test_a_message_too_large_for_its_topic_is_dead_at_once(
     assert tap.has(enqueue(app, topic, "key", 3))
 
 
-@pytest.mark.usefixtures("refusing_kafka")
+@pytest.mark.usefixtures("complete_kafka")
 def test_an_unknown_topic_is_retried_with_backoff(
     reader: Process, app: Connection, kafka: Kafka, topic: str, tap: Tap
 ) -> None:
@@ -231,7 +231,7 @@ def test_an_unknown_topic_is_retried_with_backoff(
     assert metric(reader, "retries_scheduled_total") >= 1
 
 
-@pytest.mark.usefixtures("refusing_kafka")
+@pytest.mark.usefixtures("complete_kafka")
 def test_rows_are_not_lost_to_a_batch_that_the_topic_refuses(
     reader: Process, app: Connection, kafka: Kafka, topic: str, tap: Tap
 ) -> None:

@@ -499,6 +499,7 @@ def test_two_at_once_send_each_letter_once(letters: Letters, kafka: Kafka) -> No
         assert sorted(int(message.value) for message in tap.read(0.5)) == list(range(50))
 
 
+@pytest.mark.usefixtures("complete_kafka")
 def test_what_kafka_took_is_recorded_when_it_refuses_another(letters: Letters, kafka: Kafka) -> None:
     """The error names the topic; the letters that went before are not sent again."""
     with kafka.topic(1, {"max.message.bytes": "300"}) as narrow:
@@ -512,6 +513,7 @@ def test_what_kafka_took_is_recorded_when_it_refuses_another(letters: Letters, k
             assert [message.value for message in tap.read(0.5)] == [b"small"]
 
 
+@pytest.mark.usefixtures("complete_kafka")
 def test_letters_that_a_killed_run_had_sent_are_not_sent_again(
     letters: Letters, kafka: Kafka, outbox: OutboxTable, connector: Callable[..., Process]
 ) -> None:
@@ -545,6 +547,7 @@ def test_letters_that_a_killed_run_had_sent_are_not_sent_again(
     assert one(outbox.connection, "select count(*) from outbox_connector_letters") == 0
 
 
+@pytest.mark.usefixtures("complete_kafka")
 def test_letters_that_a_killed_run_had_only_announced_are_sent(
     letters: Letters, kafka: Kafka, outbox: OutboxTable
 ) -> None:

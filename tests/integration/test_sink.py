@@ -163,6 +163,7 @@ class Absence:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("complete_kafka")
 def test_an_outage_of_the_database_costs_no_retry_no_membership_and_no_message(
     outbox: OutboxTable,
     reader: Reader,
@@ -447,6 +448,7 @@ def test_a_sink_that_joins_in_the_midst_of_a_backlog_takes_over_what_another_had
     assert len(outbox.history()) == len(rows)
 
 
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_named_sink_that_restarts_moves_no_partitions(
     outbox: OutboxTable, reader: Reader, kafka: Kafka, connector: Callable[..., Process], connector_env: dict[str, str]
 ) -> None:
@@ -467,6 +469,7 @@ def test_a_named_sink_that_restarts_moves_no_partitions(
     assert len(events(second, "partitions_assigned")) + len(events(second, "partitions_revoked")) == seen
 
 
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_sink_whose_name_another_one_takes_ends_and_says_so(
     outbox: OutboxTable, reader: Reader, connector: Callable[..., Process]
 ) -> None:
@@ -484,6 +487,7 @@ def test_a_sink_whose_name_another_one_takes_ends_and_says_so(
 # --- readiness -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_sink_is_not_ready_before_the_group_has_given_it_its_part(
     outbox: OutboxTable, reader: Reader, kafka: Kafka, connector: Callable[..., Process], connector_env: dict[str, str]
 ) -> None:
@@ -528,6 +532,7 @@ def _not_ready(sink: Process, reason: str) -> Any:
     return answer if answer.status == 503 and reason in answer.body else None
 
 
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_sink_waits_for_a_topic_that_is_not_there_yet(
     outbox: OutboxTable, kafka: Kafka, topic: str, connector: Callable[..., Process]
 ) -> None:

@@ -31,7 +31,9 @@ APACHE_KAFKA = "4.3.1"
 SLF4J = "org.slf4j:slf4j-simple:1.7.36"
 IMAGE = "apache/kafka:4.1.0"
 EMBEDDED_IS_FORGETFUL = "the embedded broker keeps nothing on disk; needs Apache Kafka"
-EMBEDDED_REFUSES_NOTHING = "the embedded broker makes every topic and takes every size; needs Apache Kafka"
+EMBEDDED_IS_INCOMPLETE = (
+    "the embedded broker refuses no topic and no size, and knows groups and logs in outline only; needs Apache Kafka"
+)
 
 
 class Kafka:
@@ -39,8 +41,8 @@ class Kafka:
 
     kind = "external"
     durable = True
-    refuses = True
-    """Whether it refuses topics that nobody made, and messages beyond their topic's limit."""
+    complete = True
+    """Whether it refuses topics that nobody made and messages beyond their topic's limit, and answers as Kafka does."""
     # Short, so that a group is quick to notice that a consumer was killed.
     consumer_options: ClassVar[Mapping[str, str]] = {"session.timeout.ms": "6000", "heartbeat.interval.ms": "1000"}
 
@@ -127,7 +129,7 @@ class EmbeddedKafka(Kafka):
 
     kind = "embedded"
     durable = False
-    refuses = False
+    complete = False
     consumer_options = QUICK_GROUP
 
     def __init__(self, directory: Path) -> None:

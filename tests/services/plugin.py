@@ -15,7 +15,7 @@ import pytest
 
 from connector.demo.embedded import scratch_directory
 from tests.services.choice import Choice
-from tests.services.kafka import EMBEDDED_IS_FORGETFUL, EMBEDDED_REFUSES_NOTHING, Kafka, kafka_candidates
+from tests.services.kafka import EMBEDDED_IS_FORGETFUL, EMBEDDED_IS_INCOMPLETE, Kafka, kafka_candidates
 from tests.services.postgres import Database, Postgres, postgres_candidates
 from tests.services.process import Process, environment
 
@@ -124,10 +124,10 @@ def durable_kafka(kafka: Kafka) -> Kafka:
 
 
 @pytest.fixture
-def refusing_kafka(kafka: Kafka) -> Kafka:
-    """The Kafka that tests share, if it refuses topics that nobody made, and messages beyond their topic's limit."""
-    if not kafka.refuses:
-        pytest.skip(EMBEDDED_REFUSES_NOTHING)
+def complete_kafka(kafka: Kafka) -> Kafka:
+    """The Kafka that tests share, if it refuses what it should, and answers about groups and logs as Kafka does."""
+    if not kafka.complete:
+        pytest.skip(EMBEDDED_IS_INCOMPLETE)
     return kafka
 
 
