@@ -13,6 +13,7 @@ from tests.services import eventually
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["statement_run", "batch_committed"])
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_sink_that_hangs_and_wakes_up_stores_nothing_twice(pipeline: Pipeline, point: str) -> None:
     """SIGSTOP in the midst of a batch: another sink takes over; woken, the first one goes on and changes nothing."""
     pipeline.start("reader")
