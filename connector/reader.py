@@ -236,7 +236,6 @@ class Reader:
         finally:
             self._metrics.leader.set(0)
             self._bookkeeper.set_idle(False)
-            self._bookkeeper.postpone(postponing=False)
             self._bookkeeper.stand_down()
             self._stream.recall(None)
             replication.close()
@@ -380,6 +379,9 @@ class Reader:
                 self._owe_all(books, _YOUNG_PUBLICATION)
                 self._drop_slot(books, _YOUNG_PUBLICATION)
             raise
+        finally:
+            # Only a stream lets marks wait: a catch-up waits for them.
+            self._bookkeeper.postpone(postponing=False)
         self._finish(replication, confirmed)
         return False
 

@@ -683,6 +683,21 @@ def test_an_idle_outbox_in_a_busy_database_pins_no_wal(
     assert metric(reader, "replication_lag_bytes") < 16 * MB
 
 
+def test_a_backlog_beyond_the_budget_comes_from_the_table(
+    app: Connection, connector: Start, tap: Tap, topic: str
+) -> None:
+    """Marks wait while a backlog is read, but not once the slot is given up: the catch-up waits for them."""
+    for _ in range(40):
+        enqueue_many(app, topic, 1_000)
+    old = f"select clock_timestamp() - max(created_at) > interval '2 seconds' from {OUTBOX}"
+    eventually(lambda: one(app, old), what="an old backlog")
+    reader = connector("reader", CONNECTOR_WAL_BUDGET="8MB")
+    reader.wait_for_log("slot_given_up")
+    reader.wait_for_log("catch_up_done", within=60)
+    tap.has(range(1, 40_001), within=60)
+    all_published(app)
+
+
 @pytest.mark.slow
 def test_an_idle_database_is_left_alone(own_database: Database, kafka: Kafka, topic: str, tap: Tap) -> None:
     """Where nothing is written the reader does not look at the slot and the publication every few seconds."""
