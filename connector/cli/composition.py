@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from connector.ops.doctor import DoctorOptions
     from connector.ops.setup import SetupOptions
     from connector.ops.status import StatusOptions
+    from connector.reader import ReaderOptions
+    from connector.sink import SinkOptions
     from connector.store.queries import Tables
 
 DATABASE: Final = frozenset({"database"})
@@ -65,6 +67,43 @@ def in_history() -> dict[str, ChatHistoryHandler]:
     return {
         biz_type: handler for biz_type, handler in load_handlers().items() if isinstance(handler, ChatHistoryHandler)
     }
+
+
+def reader_options(settings: Settings) -> ReaderOptions:
+    """Return the reader's options."""
+    from connector.reader import ReaderOptions
+
+    return ReaderOptions(
+        database_url=settings.database_url,
+        replication_url=settings.replication_url,
+        kafka=kafka(settings),
+        tables=tables(settings),
+        slot_name=settings.slot_name,
+        publication_name=settings.publication_name,
+        topics=settings.topics,
+        group_id=settings.group_id,
+        wal_budget=settings.wal_budget,
+        shutdown_seconds=settings.shutdown_seconds,
+        start_deadline_seconds=settings.start_deadline_seconds,
+    )
+
+
+def sink_options(settings: Settings) -> SinkOptions:
+    """Return the sink's options."""
+    from connector.sink import SinkOptions
+
+    return SinkOptions(
+        database_url=settings.database_url,
+        kafka=kafka(settings),
+        tables=tables(settings),
+        topics=settings.topics,
+        group_id=settings.group_id,
+        group_instance_id=settings.group_instance_id,
+        dead_letter_topic=settings.dead_letter_topic,
+        strict=settings.key_ordering == "strict",
+        shutdown_seconds=settings.shutdown_seconds,
+        start_deadline_seconds=settings.start_deadline_seconds,
+    )
 
 
 def setup_options(settings: Settings) -> SetupOptions:

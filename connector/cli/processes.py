@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from connector.cli.commands import Commands
-from connector.cli.composition import BOTH, in_history, kafka, process_settings, tables
+from connector.cli.composition import BOTH, in_history, process_settings, reader_options, sink_options, tables
 from connector.cli.exits import DONE
 from connector.cli.signals import stop_on_signals
 from connector.errors import ConnectorError
@@ -48,25 +48,13 @@ def _reader(_: argparse.Namespace) -> int:
     from connector.observability.health import Health
     from connector.observability.metrics import ReaderMetrics
     from connector.observability.tracing import tracing
-    from connector.reader import Reader, ReaderOptions
+    from connector.reader import Reader
 
     settings = process_settings(BOTH)
     _arm_failpoints(settings)
     metrics, health = ReaderMetrics(), Health()
     reader = Reader(
-        ReaderOptions(
-            database_url=settings.database_url,
-            replication_url=settings.replication_url,
-            kafka=kafka(settings),
-            tables=tables(settings),
-            slot_name=settings.slot_name,
-            publication_name=settings.publication_name,
-            topics=settings.topics,
-            group_id=settings.group_id,
-            wal_budget=settings.wal_budget,
-            shutdown_seconds=settings.shutdown_seconds,
-            start_deadline_seconds=settings.start_deadline_seconds,
-        ),
+        reader_options(settings),
         metrics,
         health,
         tracing=(spans := tracing("reader")),
@@ -89,24 +77,13 @@ def _sink(_: argparse.Namespace) -> int:
     from connector.observability.health import Health
     from connector.observability.metrics import SinkMetrics
     from connector.observability.tracing import tracing
-    from connector.sink import Sink, SinkOptions
+    from connector.sink import Sink
 
     settings = process_settings(BOTH)
     _arm_failpoints(settings)
     metrics, health = SinkMetrics(), Health()
     sink = Sink(
-        SinkOptions(
-            database_url=settings.database_url,
-            kafka=kafka(settings),
-            tables=tables(settings),
-            topics=settings.topics,
-            group_id=settings.group_id,
-            group_instance_id=settings.group_instance_id,
-            dead_letter_topic=settings.dead_letter_topic,
-            strict=settings.key_ordering == "strict",
-            shutdown_seconds=settings.shutdown_seconds,
-            start_deadline_seconds=settings.start_deadline_seconds,
-        ),
+        sink_options(settings),
         load_handlers(),
         metrics,
         health,

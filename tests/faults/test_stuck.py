@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 from connector import failpoints
-from connector.cli.composition import kafka as kafka_of
-from connector.cli.composition import tables as tables_of
+from connector.cli.composition import reader_options, sink_options
 from connector.failpoints import Point
 from connector.handlers import load_handlers
 from connector.observability.health import Health
 from connector.observability.metrics import ReaderMetrics, SinkMetrics
-from connector.reader import Reader, ReaderOptions
+from connector.reader import Reader
 from connector.settings import Settings, load_settings
-from connector.sink import Sink, SinkOptions
+from connector.sink import Sink
 from tests.integration.outbox_table import OutboxTable
 from tests.integration.scenario import set_up
 from tests.services import Database, eventually
@@ -70,36 +70,13 @@ def running(loop: Reader | Sink) -> Iterator[None]:
 
 def reader_of(settings: Settings, health: Health) -> Reader:
     """Return a reader for this process."""
-    options = ReaderOptions(
-        settings.database_url,
-        settings.replication_url,
-        kafka_of(settings),
-        tables_of(settings),
-        settings.slot_name,
-        settings.publication_name,
-        settings.topics,
-        settings.group_id,
-        settings.wal_budget,
-        shutdown_seconds=5,
-        start_deadline_seconds=30,
-    )
+    options = replace(reader_options(settings), shutdown_seconds=5)
     return Reader(options, ReaderMetrics(), health)
 
 
 def sink_of(settings: Settings, health: Health) -> Sink:
     """Return a sink for this process."""
-    options = SinkOptions(
-        settings.database_url,
-        kafka_of(settings),
-        tables_of(settings),
-        settings.topics,
-        settings.group_id,
-        group_instance_id=None,
-        dead_letter_topic=settings.dead_letter_topic,
-        strict=True,
-        shutdown_seconds=5,
-        start_deadline_seconds=30,
-    )
+    options = replace(sink_options(settings), shutdown_seconds=5)
     return Sink(options, load_handlers(), SinkMetrics(), health)
 
 

@@ -7,18 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from connector.cli.composition import kafka as kafka_of
-from connector.cli.composition import tables as tables_of
+from connector.cli.composition import reader_options
 from connector.observability.health import Health
 from connector.observability.metrics import ReaderMetrics
 from connector.outbox import Table
 from connector.publishing import MOST_IN_FLIGHT
-from connector.reader import Reader, ReaderOptions
+from connector.reader import Reader
 from connector.replication import FEEDBACK_SECONDS, SENDER_TIMEOUT_SECONDS, ReplicationConnection
 from connector.settings import load_settings
 from connector.store.queries import Tables
@@ -750,19 +750,7 @@ def in_this_process(env: dict[str, str]) -> Iterator[Reader]:
     """A reader whose inside the test can see."""
     settings = load_settings(env, needs=frozenset({"database", "kafka"}))
     reader = Reader(
-        ReaderOptions(
-            settings.database_url,
-            settings.replication_url,
-            kafka_of(settings),
-            tables_of(settings),
-            settings.slot_name,
-            settings.publication_name,
-            settings.topics,
-            settings.group_id,
-            settings.wal_budget,
-            shutdown_seconds=1,
-            start_deadline_seconds=30,
-        ),
+        replace(reader_options(settings), shutdown_seconds=1),
         ReaderMetrics(),
         Health(),
     )
