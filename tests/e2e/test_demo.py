@@ -93,8 +93,12 @@ class Demo:
 
     def child(self, command: str) -> psutil.Process:
         """Return its child that runs a command of the connector."""
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        return next(child for child in children if child.cmdline()[-2:] == ["connector", command])
+        for child in psutil.Process(self._process.pid).children(recursive=True):
+            # A backend of PostgreSQL may end while we look.
+            with suppress(psutil.NoSuchProcess):
+                if child.cmdline()[-2:] == ["connector", command]:
+                    return child
+        raise AssertionError(f"the demo runs no {command}")
 
     def leftovers(self) -> list[str]:
         """Return the files and processes that are there still."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +50,9 @@ class Server(EmbeddedPostgres):
             return
         postmaster = psutil.Process(self._process.pid)
         for process in [postmaster, *postmaster.children(recursive=True)]:
-            process.kill()
+            # Its children end by themselves at any time, and once it is gone.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
         self._process = None
 
