@@ -391,6 +391,8 @@ class Bookkeeper(threading.Thread):
     def _look(self, books: Bookkeeping, now: float) -> None:
         rows: list[OutboxRow] = []
         if now >= self._agenda.look_at():
+            with self._condition:
+                self._agenda.looking()
             rows = books.due_rows(DUE_AT_ONCE)
             # A full batch says nothing about the next: look again when this one is done.
             next_due = 0.0 if rows else books.seconds_to_next_due()

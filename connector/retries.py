@@ -16,6 +16,9 @@ _LONGEST_HINT = 11  # digits of milliseconds: three years
 _SHORTEST_WAIT = 0.05
 """Hints cost nothing to send: however many arrive, the table is looked at no more often than this."""
 
+_UNSEEN_SECONDS = 5.0
+"""A hint comes with its commit, which other sessions may see later: where a standby is synchronous, once it has it."""
+
 
 class Agenda:
     """The next moments at which to look. All times are seconds on one monotonic clock."""
@@ -25,15 +28,27 @@ class Agenda:
         self._due = now
         self._sweep = now + SWEEP_SECONDS
         self._earliest = now
+        self._hinted = math.inf
+        self._hinted_at = -math.inf
 
     def hint(self, now: float, due_in: float) -> None:
         """Take note that something may fall due in so many seconds."""
-        self._due = min(self._due, now + max(0.0, due_in))
+        self._hinted = min(self._hinted, now + max(0.0, due_in))
+        self._hinted_at = now
+
+    def looking(self) -> None:
+        """Take note that a look at the table begins: what is hinted from now on, it may not show."""
+        self._due = self.look_at()
+        self._hinted = math.inf
 
     def looked(self, now: float, next_due_in: float | None) -> None:
         """Take note of a look at the table, and of what it showed; None when nothing waits."""
         self._earliest = now + _SHORTEST_WAIT
         self._due = math.inf if next_due_in is None else now + next_due_in
+        since_hint = now - self._hinted_at
+        if since_hint < _UNSEEN_SECONDS:
+            # It may not show yet what was hinted: once more after as long again.
+            self._due = min(self._due, now + since_hint)
 
     def swept(self, now: float) -> None:
         """Take note of a sweep."""
@@ -41,7 +56,7 @@ class Agenda:
 
     def look_at(self) -> float:
         """Return when to look for due rows next; infinite when nothing is known to wait."""
-        return max(self._due, self._earliest)
+        return max(min(self._due, self._hinted), self._earliest)
 
     def sweep_at(self) -> float:
         """Return when to sweep next."""

@@ -20,8 +20,6 @@ from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relat
 
 _FRAMES_PER_TURN: Final = 500
 _BEHIND_SECONDS: Final = 1.0
-# A commit is in the stream a moment before other sessions see its rows.
-_SEEN_BY_ALL_SECONDS: Final = 0.1
 # When nothing of ours is written, the position is confirmed in steps: each costs a write, which is WAL again.
 _IDLE_STEP_BYTES: Final = 256 * 1024
 
@@ -177,9 +175,8 @@ class Stream:
             return
         row = decoder(message.values)
         if row.fence.next_retry_at is not None:
-            # Enqueued for later: the table holds it until then. Not before its transaction is seen by all, though.
-            due_in = (row.fence.next_retry_at - send_time) / 1_000_000
-            self._hint(max(due_in, _SEEN_BY_ALL_SECONDS))
+            # Enqueued for later: the table holds it until then.
+            self._hint((row.fence.next_retry_at - send_time) / 1_000_000)
             return
         self._publish(row, shipment)
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from connector.cli import main
 from connector.errors import ConnectorError, SetupRequired
@@ -28,7 +30,7 @@ from connector.store.redrives import Redrives, Run, Selection
 from connector.store.schema import migrate
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable, item
 from tests.integration.scenario import Tap, is_streaming, one, set_up
-from tests.services import Database, Kafka, Process, eventually
+from tests.services import Database, Kafka, Postgres, Process, environment, eventually
 
 TOO_LONG = "c" * 37
 
@@ -689,6 +691,41 @@ def test_the_reader_publishes_a_redriven_row_at_once(
         (copy,) = [sent for sent in tap.has([outbox_id], within=25) if sent.outbox_id == outbox_id]
         assert copy.envelope["attempt"] == 21
         eventually(lambda: outbox.status(outbox_id) == "published", what="the mark")
+    assert "overlooked_rows_found" not in {event["event"] for event in reader.events}
+    assert reader.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_row_that_is_seen_later_than_its_hint_is_published_as_soon_as_it_is_seen(
+    own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str
+) -> None:
+    """With a synchronous standby a commit is in the stream before other sessions see it: until the standby has it."""
+    env = environment(own_database, kafka, topic)
+    set_up(env)
+    with own_database.connect() as app:
+        app.execute(f"alter database {own_database.name} set synchronous_commit = local")
+    reader = is_streaming(Process("reader", env=env).start())
+    with closing(OutboxTable(own_database)) as outbox, Tap(kafka, topic) as tap, ThreadPoolExecutor(1) as thread:
+        ask = outbox.connection.execute
+        tap.has([outbox.new("key", topic)])
+        outbox_id = outbox.new("key", topic, status="dead", retry_count=20)
+        ask("alter system set synchronous_standby_names = 'nobody'")
+        ask("select pg_reload_conf()")
+        url = make_conninfo(own_database.url, options="-c synchronous_commit=on")
+        options = RedriveOptions(url, TABLES, 10.0, Selection(), "test@here", None, 10_000)
+        redriven = thread.submit(redrive, options, io.StringIO(), really=True)
+        look = (
+            "select pid from pg_stat_activity where application_name = 'outbox-connector reader (bookkeeping)'"
+            " and query_start > (select query_start from pg_stat_activity where wait_event = 'SyncRep')"
+        )
+        try:
+            eventually(lambda: ask(look).fetchone(), what="a look at the table")
+            assert outbox.status(outbox_id) == "dead"
+        finally:
+            ask("alter system reset synchronous_standby_names")
+            ask("select pg_reload_conf()")
+        redriven.result(20)
+        tap.has([outbox_id], within=15)
     assert "overlooked_rows_found" not in {event["event"] for event in reader.events}
     assert reader.stop() == 0
 
