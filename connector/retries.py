@@ -16,6 +16,7 @@ _LONGEST_HINT = 11  # digits of milliseconds: three years
 _SHORTEST_WAIT = 0.05
 """Hints cost nothing to send: however many arrive, the table is looked at no more often than this."""
 
+_LONGEST_UNSEEN_PAUSE = 1.0
 _UNSEEN_SECONDS = 5.0
 """A hint comes with its commit, which other sessions may see later: where a standby is synchronous, once it has it."""
 
@@ -48,7 +49,7 @@ class Agenda:
         since_hint = now - self._hinted_at
         if since_hint < _UNSEEN_SECONDS:
             # It may not show yet what was hinted: once more after as long again.
-            self._due = min(self._due, now + since_hint)
+            self._due = min(self._due, now + min(since_hint, _LONGEST_UNSEEN_PAUSE))
 
     def swept(self, now: float) -> None:
         """Take note of a sweep."""

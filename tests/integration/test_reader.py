@@ -338,7 +338,7 @@ def test_an_idle_reader_asks_the_table_nothing(reader: Process, app: Connection,
         " and application_name like 'outbox-connector%' and backend_type = 'client backend'"
         " and query ~ 'agent_outbox_messages'"
     )
-    quiet = f"select not exists ({statements} and query_start > clock_timestamp() - interval '1 second')"
+    quiet = f"select not exists ({statements} and query_start > clock_timestamp() - interval '2 seconds')"
     eventually(lambda: app.execute(quiet).fetchone() == (True,), within=20, what="the last statement of the work above")
     before = set(app.execute(statements).fetchall())
     after = set()
