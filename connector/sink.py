@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -27,15 +27,16 @@ from connector.kafka import (
     Message,
     Reachability,
     Subscription,
+    ends_of,
     headers_of,
 )
 from connector.observability.logs import get_logger
 from connector.observability.tracing import Subject, Tracing, named, now
 from connector.outbox import Failure, Unreadable, decode_envelope
 from connector.store.connections import connect, describe, is_alive, is_conflict, is_pooler_trouble
-from connector.store.offsets import KeptOffsets, TimelineChanged
+from connector.store.offsets import KeptOffsets, Partition, TimelineChanged
 from connector.store.queries import Tables
-from connector.store.settlement import HELD, STORED, Item, NotVisibleYet, Result, Settlement
+from connector.store.settlement import HELD, STORED, Group, Item, NotVisibleYet, Result, Settlement
 from connector.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
@@ -78,9 +79,13 @@ class Batch:
     unparsed: list[Failure]
     letters: list[tuple[Message, str]]
     messages: dict[int, Message]
+    ends: dict[Partition, int] = field(default_factory=dict)
+    """The offset behind its last message, by partition."""
     duplicates: int = 0
     lost: int = 0
     """Copies of rows that the database has lost in a failover."""
+    prepared: list[Group] | None = None
+    """The items as the database takes them, where there was time for that before."""
 
 
 class Sink:
@@ -278,7 +283,7 @@ class Sink:
         self._count(result, batch)
         if self._tracing is not None:
             self._trace(self._tracing, result, batch, began)
-        self._subscription.store(messages)
+        self._subscription.store(batch.ends)
         reach(Point.OFFSET_STORED)
 
     def _still_at_hand(self, messages: list[Message]) -> list[Message]:
@@ -301,16 +306,23 @@ class Sink:
         posted.update(id(message) for message, _ in batch.letters)
         if batch.letters:
             reach(Point.DEAD_LETTER_SENT)
-        offsets = self._whereabouts.behind(messages)
+        batch.ends = ends_of(messages)
+        offsets = self._whereabouts.behind(batch.ends)
         # While there is no backlog it is better to wait: what comes meanwhile then goes into one batch.
         look_ahead = self._look_ahead if self._subscription.more_waiting else None
-        return batch, settlement.settle(batch.items, batch.unparsed, lambda: kept.keep(offsets), look_ahead)
+        result = settlement.settle(
+            batch.items, batch.unparsed, lambda: kept.keep(offsets), look_ahead, prepared=batch.prepared
+        )
+        return batch, result
 
     def _look_ahead(self) -> None:
         """Decode the next batch; it stays with the subscription, which lets go of what may not be ours any more."""
         messages = self._subscription.take(BATCH_ROWS, 0)
         self._subscription.put_back(messages)
-        self._ahead = messages, self._sort(messages)
+        batch = self._sort(messages)
+        if self._settlement is not None:
+            batch.prepared = self._settlement.prepare(batch.items)
+        self._ahead = messages, batch
 
     def _problem_of(self, error: psycopg.Error | KafkaException | DeadLetterUndelivered | NotVisibleYet) -> str:
         """Return what is wrong; a database connection that is of no use any more is closed."""

@@ -7,11 +7,11 @@ written with each batch, so it is exactly as old as the rest of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from connector.errors import EnvelopeError
-from connector.kafka import Message, Subscription, ends_of
+from connector.kafka import Message, Subscription
 from connector.observability.logs import get_logger
 from connector.outbox import Envelope, Unreadable, decode_envelope
 from connector.store.offsets import KeptOffsets, Offset, Partition
@@ -110,11 +110,11 @@ class Whereabouts:
         standing = self._standings.get(_partition(message))
         return standing is not None and (message.offset() or 0) < standing.doubtful_before
 
-    def behind(self, messages: Iterable[Message]) -> dict[Partition, Offset]:
-        """Return what is to be kept once these messages are settled."""
+    def behind(self, ends: Mapping[Partition, int]) -> dict[Partition, Offset]:
+        """Return what is to be kept once everything before these offsets is settled."""
         if self._timeline is None:
             return {}
-        return {partition: self._offset(partition, end, self._timeline) for partition, end in ends_of(messages).items()}
+        return {partition: self._offset(partition, end, self._timeline) for partition, end in ends.items()}
 
     def _offset(self, partition: Partition, end: int, timeline: str) -> Offset:
         standing = self._standings.get(partition)

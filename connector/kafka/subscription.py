@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -108,9 +108,9 @@ class Subscription:
         """Tell whether the message's partition is still ours."""
         return (message.topic(), message.partition()) in (self.assigned or ())
 
-    def store(self, messages: Sequence[Message]) -> None:
-        """Let the offsets behind these messages be committed: the database has them."""
-        for (topic, partition), offset in ends_of(messages).items():
+    def store(self, ends: Mapping[tuple[str, int], int]) -> None:
+        """Let these offsets be committed, by topic and partition: the database has what is before them."""
+        for (topic, partition), offset in ends.items():
             if (topic, partition) in (self.assigned or ()):
                 try:
                     self._consumer.store_offsets(offsets=[TopicPartition(topic, partition, offset)])

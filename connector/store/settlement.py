@@ -11,6 +11,7 @@ from psycopg import errors, sql
 
 from connector.failpoints import Point, reach
 from connector.outbox import Failure
+from connector.store.arrays import array_of, understand_arrays
 from connector.store.bookkeeping import Connection, Settled, settle_failures, wake_reader
 from connector.store.connections import describe, is_row_fault, send_all
 from connector.store.queries import Tables, index_name
@@ -22,6 +23,7 @@ ALREADY_STORED = "already_stored"
 _VISIBLE_SECONDS: Final = 0.1
 # Their text would have to be quoted here and parsed there, which costs more than to store it.
 _SENT_AS_BINARY: Final = frozenset({"bigint", "text"})
+_TYPE_OF_IDS: Final = "bigint"
 
 
 class Destination(Protocol):
@@ -44,6 +46,13 @@ class Item(NamedTuple):
     biz_type: str
     key: bytes
     values: Sequence[object]
+
+
+class Group(NamedTuple):
+    """Messages of one `biz_type` that are stored by one statement, and what that is given."""
+
+    items: list[Item]
+    arguments: dict[str, Any]
 
 
 class Outcome(NamedTuple):
@@ -79,6 +88,7 @@ class Settlement:
     ) -> None:
         """Compose each destination's statement; `strict` holds messages back behind an earlier one of their key."""
         self.connection = connection
+        understand_arrays(connection)
         self._tables = tables
         self._strict = strict
         self._destinations = destinations
@@ -113,23 +123,32 @@ class Settlement:
         rows = self.connection.execute(self._tables.query("sink", "missing_tables"), {"names": names})
         return [name for (name,) in rows]
 
+    def prepare(self, items: Sequence[Item]) -> list[Group]:
+        """Return a batch as its statements take it; to any settlement of the same destinations."""
+        return [Group(group, self._arguments(group)) for group in waves(items)]
+
     def settle(
         self,
         items: Sequence[Item],
         unparsed: Sequence[Failure],
         first: Callable[[], None] = lambda: None,
         meanwhile: Callable[[], None] | None = None,
+        prepared: Sequence[Group] | None = None,
     ) -> Result:
         """Settle a batch in one transaction: all rows that can be stored are, the others get their failure.
 
         `unparsed` are the failures of messages that never got as far as an item; `first` begins the transaction, and
-        `meanwhile` is called while the server is at work, at most once.
+        `meanwhile` is called while the server is at work, at most once. `prepared` are the items as `prepare` returns
+        them, where that was done before.
 
         Raises:
             psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
             NotVisibleYet: a row's transaction is still at its commit; nothing has changed, and a later call will pass.
         """
-        if not unparsed and (result := self._store_if_plain(items, first, meanwhile)) is not None:
+        if (
+            not unparsed
+            and (result := self._store_if_plain(prepared or self.prepare(items), first, meanwhile)) is not None
+        ):
             return result
         self._await_rows([*(item.outbox_id for item in items), *(failure.outbox_id for failure in unparsed)])
         try:
@@ -140,20 +159,21 @@ class Settlement:
         return self._transaction(items, unparsed, first, isolate=True)
 
     def _store_if_plain(
-        self, items: Sequence[Item], first: Callable[[], None], meanwhile: Callable[[], None] | None
+        self, groups: Sequence[Group], first: Callable[[], None], meanwhile: Callable[[], None] | None
     ) -> Result | None:
         """Settle a batch of which every message can be stored; if there is another one, change nothing."""
         result = Result([], [], [])
         try:
             with self.connection.transaction():
                 first()
-                for group in waves(items):
+                for group in groups:
                     ages = self._store_plain(group, meanwhile)
                     meanwhile = None
-                    if len(ages) < len(group):
+                    if len(ages) < len(group.items):
                         raise psycopg.Rollback
                     result.outcomes.extend(
-                        Outcome(item.outbox_id, STORED, age, None) for item, (age,) in zip(group, ages, strict=True)
+                        Outcome(item.outbox_id, STORED, age, None)
+                        for item, (age,) in zip(group.items, ages, strict=True)
                     )
                 reach(Point.STATEMENT_RUN)
                 return result
@@ -162,12 +182,12 @@ class Settlement:
                 raise
         return None
 
-    def _store_plain(self, group: Sequence[Item], meanwhile: Callable[[], None] | None) -> list[tuple[float | None]]:
-        statement, arguments = self._plain_statements[group[0].biz_type], self._arguments(group)
+    def _store_plain(self, group: Group, meanwhile: Callable[[], None] | None) -> list[tuple[float | None]]:
+        statement = self._plain_statements[group.items[0].biz_type]
         if meanwhile is None:
-            return self.connection.execute(statement, arguments, binary=True).fetchall()
+            return self.connection.execute(statement, group.arguments, binary=True).fetchall()
         with self.connection.pipeline():
-            cursor = self.connection.execute(statement, arguments, binary=True)
+            cursor = self.connection.execute(statement, group.arguments, binary=True)
             send_all(self.connection)
             meanwhile()
         return cursor.fetchall()
@@ -241,9 +261,11 @@ class Settlement:
         return [Outcome(*row) for row in rows]
 
     def _arguments(self, group: Sequence[Item]) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"outbox_ids": [item.outbox_id for item in group], "strict": self._strict}
-        for place, name in enumerate(self._destinations[group[0].biz_type].columns):
-            arguments[_parameter(name)] = [item.values[place] for item in group]
+        ids = array_of(_TYPE_OF_IDS, [item.outbox_id for item in group])
+        arguments: dict[str, Any] = {"outbox_ids": ids, "strict": self._strict}
+        columns = zip(*(item.values for item in group), strict=True)
+        for (name, type_), values in zip(self._destinations[group[0].biz_type].columns.items(), columns, strict=True):
+            arguments[_parameter(name)] = array_of(type_, values)
         return arguments
 
     def _store_each_that_can(self, group: Sequence[Item], result: Result) -> None:

@@ -22,13 +22,11 @@ select l.virtualtransaction
 
 -- name: store_plain_batch
 -- One batch of one handler, where nothing is amiss: every row is there and neither settled nor, perhaps, to be held back. Then
--- no row needs a lock before its update, which takes them in id order. It answers with the age of each row it has stored, in
--- seconds; if that is not the whole batch, the transaction must be undone, and `store_batch` tell the rows apart.
+-- no row needs a lock before its update, which takes them in id order, and all or none of them are stored. It answers with the
+-- age of each row that it marked, in seconds; if that is not the whole batch, the transaction must be undone, and `store_batch`
+-- tell the rows apart.
 with incoming as materialized (
-    select *
-      from unnest(%(outbox_ids)b::bigint[]{handler_parameters}) with ordinality
-           as i (outbox_id{handler_columns}, place)
-     order by i.outbox_id
+    select i.outbox_id from unnest(%(outbox_ids)b::bigint[]) as i (outbox_id) order by i.outbox_id
 ),
 consumed as (
     update {outbox} as o
@@ -52,17 +50,18 @@ consumed as (
                                             and e.next_retry_at is not null
                                             and e.status in ('pending', 'published'))
                    end)
-    returning i.*, o.created_at as "created_at of the row"
+    returning o.created_at
 ),
-accepted as materialized (
-    select outbox_id{handler_columns}, place from consumed order by place
+accepted as (
+    select *
+      from unnest(%(outbox_ids)b::bigint[]{handler_parameters}) with ordinality
+           as i (outbox_id{handler_columns}, place)
+     where (select count(*) from consumed) = cardinality(%(outbox_ids)b::bigint[])
 ),
 stored as (
     {handler_statement}
 )
-select case when isfinite(c."created_at of the row")
-            then date_part('epoch', clock_timestamp() - c."created_at of the row")
-       end
+select case when isfinite(c.created_at) then date_part('epoch', clock_timestamp() - c.created_at) end
   from consumed as c;
 
 -- name: store_batch
