@@ -480,7 +480,7 @@ class Reader:
             future = thread.submit(prepare_slot, replication, books, self._options.slot_name)
             try:
                 while not (future.done() or self._stopping):
-                    self._turn(0.02)
+                    self._turn(0.005)
             finally:
                 if not future.done():
                     replication.cancel()

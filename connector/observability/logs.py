@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
-import structlog
+from connector.observability.lean_structlog import structlog
 
 _HIDDEN = "***"
 # A shorter secret is hidden only where it stands alone: its letters occur in every other word.

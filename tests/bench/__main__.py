@@ -97,6 +97,7 @@ def _measure(parts: list[str], runs: int, sizes: Sizes, results: Results, path: 
             configure(server)
             results.conditions = _conditions(server, broker, sizes)
             bench = Bench(server, broker, sizes, results, _say)
+            bench.warm_up()
             for part in parts:
                 for run in range(1, runs + 1):
                     began = time.monotonic()

@@ -219,3 +219,13 @@ def test_an_uncaught_exception_is_an_event_without_secrets(where: str) -> None:
     event = json.loads(done.stderr)
     assert event["event"] == "uncaught_exception"
     assert "RuntimeError: ***" in event["exception"]
+
+
+def test_logging_does_not_load_rich_and_leaves_it_to_those_who_want_it() -> None:
+    """Each start and each process would pay for it."""
+    code = (
+        "import sys, connector.observability.logs\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'rich']\n"
+        "import rich.console"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
