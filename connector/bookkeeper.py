@@ -339,7 +339,7 @@ class Bookkeeper(threading.Thread):
             with self._condition:
                 for row in settled:
                     if row.due_in is not None:
-                        self._agenda.hint(time.monotonic(), row.due_in)
+                        self._agenda.expect(time.monotonic(), row.due_in)
             self._on_settled(settled, lot)
             if absent and time.monotonic() < lot.opened_at + _UNSEEN_SECONDS:
                 # Kafka has refused a row before its commit was seen by all; it will be in a moment.
@@ -405,11 +405,11 @@ class Bookkeeper(threading.Thread):
             while self._write_marks(books, at_once=True):
                 pass
             rows = books.overlooked_rows(_QUIET_SECONDS, DUE_AT_ONCE)
+            next_due = books.seconds_to_next_due()
             with self._condition:
                 self._agenda.swept(time.monotonic())
-            next_due = books.seconds_to_next_due()
-            if next_due is not None:
-                self.hint(next_due)
+                if next_due is not None:
+                    self._agenda.expect(time.monotonic(), next_due)
             if rows:
                 _log.info("overlooked_rows_found", rows=len(rows), first_outbox_id=rows[0].fence.outbox_id)
         if rows:

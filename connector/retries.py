@@ -32,9 +32,13 @@ class Agenda:
         self._hinted = math.inf
         self._hinted_at = -math.inf
 
-    def hint(self, now: float, due_in: float) -> None:
-        """Take note that something may fall due in so many seconds."""
+    def expect(self, now: float, due_in: float) -> None:
+        """Take note that a row falls due in so many seconds."""
         self._hinted = min(self._hinted, now + max(0.0, due_in))
+
+    def hint(self, now: float, due_in: float) -> None:
+        """Take note that a row falls due in so many seconds, though the table may not show it yet."""
+        self.expect(now, due_in)
         self._hinted_at = now
 
     def looking(self) -> None:

@@ -78,3 +78,6 @@ def _texts(values: Sequence[Any]) -> TextArray | None:
 
 
 _MAKERS: Final[Mapping[str, Callable[[Sequence[Any]], bytes | None]]] = {"bigint": _bigints, "text": _texts}
+
+SENT_AS_BINARY: Final = frozenset(_MAKERS)
+"""Types whose text would have to be quoted here and parsed there, which costs more than to store it."""

@@ -11,7 +11,7 @@ from psycopg import errors, sql
 
 from connector.failpoints import Point, reach
 from connector.outbox import Failure
-from connector.store.arrays import array_of, understand_arrays
+from connector.store.arrays import SENT_AS_BINARY, array_of, understand_arrays
 from connector.store.bookkeeping import Connection, Settled, settle_failures, wake_reader
 from connector.store.connections import describe, is_row_fault, send_all
 from connector.store.queries import Tables, index_name
@@ -21,9 +21,6 @@ HELD = "held"
 ALREADY_STORED = "already_stored"
 
 _VISIBLE_SECONDS: Final = 0.1
-# Their text would have to be quoted here and parsed there, which costs more than to store it.
-_SENT_AS_BINARY: Final = frozenset({"bigint", "text"})
-_TYPE_OF_IDS: Final = "bigint"
 
 
 class Destination(Protocol):
@@ -104,7 +101,7 @@ class Settlement:
     def _compose(self, statement: str, destination: Destination) -> sql.Composed:
         parameters = sql.SQL("").join(
             sql.SQL(", %({}){}::{}[]").format(
-                sql.SQL(_parameter(name)), sql.SQL("b" if type_ in _SENT_AS_BINARY else "s"), sql.SQL(type_)
+                sql.SQL(_parameter(name)), sql.SQL("b" if type_ in SENT_AS_BINARY else "s"), sql.SQL(type_)
             )  # of the handler's code, no input
             for name, type_ in destination.columns.items()
         )
@@ -261,7 +258,7 @@ class Settlement:
         return [Outcome(*row) for row in rows]
 
     def _arguments(self, group: Sequence[Item]) -> dict[str, Any]:
-        ids = array_of(_TYPE_OF_IDS, [item.outbox_id for item in group])
+        ids = array_of("bigint", [item.outbox_id for item in group])
         arguments: dict[str, Any] = {"outbox_ids": ids, "strict": self._strict}
         columns = zip(*(item.values for item in group), strict=True)
         for (name, type_), values in zip(self._destinations[group[0].biz_type].columns.items(), columns, strict=True):

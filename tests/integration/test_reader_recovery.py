@@ -278,8 +278,8 @@ def test_a_publication_that_somebody_spoils_while_the_reader_streams_loses_nothi
     tap.has(ids)
     app.execute(spoil)
     ids += some(app, topic)
-    eventually(lambda: readiness(reader) == 503, within=20, what="the loss of readiness")
-    assert "setup" in reader.http("/readyz").body
+    eventually(lambda: "setup" in reader.http("/readyz").body, within=20, what="the loss of readiness")
+    assert readiness(reader) == 503
     app.execute(mend)
     ids += some(app, topic)
     tap.has(ids, within=20)
