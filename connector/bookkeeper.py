@@ -17,7 +17,7 @@ from connector.failpoints import Point, reach
 from connector.ledger import Lot
 from connector.observability.logs import get_logger
 from connector.outbox import Fences, OutboxRow
-from connector.retries import Agenda
+from connector.retries import UNSEEN_SECONDS, Agenda
 from connector.store.bookkeeping import Bookkeeping, Connection, Settled
 from connector.store.connections import describe, is_conflict, is_pooler_trouble
 from connector.store.queries import Tables
@@ -34,7 +34,6 @@ _MARKS_IN_A_HURRY = 20_000
 _MOST_POSTPONED = 400_000
 _PROGRESS_SECONDS = 1.0
 _QUIET_SECONDS = 10.0
-_UNSEEN_SECONDS = 5.0
 _UNSEEN_PAUSE = 0.02
 _BEHIND_OTHERS_PAUSE = 0.2
 _LONGEST_RECONNECT_WAIT = 5.0
@@ -341,7 +340,7 @@ class Bookkeeper(threading.Thread):
                     if row.due_in is not None:
                         self._agenda.expect(time.monotonic(), row.due_in)
             self._on_settled(settled, lot)
-            if absent and time.monotonic() < lot.opened_at + _UNSEEN_SECONDS:
+            if absent and time.monotonic() < lot.opened_at + UNSEEN_SECONDS:
                 # Kafka has refused a row before its commit was seen by all; it will be in a moment.
                 with self._condition:
                     self._condition.wait(_UNSEEN_PAUSE)

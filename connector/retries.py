@@ -16,9 +16,11 @@ _LONGEST_HINT = 11  # digits of milliseconds: three years
 _SHORTEST_WAIT = 0.05
 """Hints cost nothing to send: however many arrive, the table is looked at no more often than this."""
 
+UNSEEN_SECONDS = 5.0
+"""For so long what the stream brings is looked for in the table: it comes with its commit, which other sessions may see
+later; where a standby is synchronous, once it has it."""
+
 _LONGEST_UNSEEN_PAUSE = 1.0
-_UNSEEN_SECONDS = 5.0
-"""A hint comes with its commit, which other sessions may see later: where a standby is synchronous, once it has it."""
 
 
 class Agenda:
@@ -51,7 +53,7 @@ class Agenda:
         self._earliest = now + _SHORTEST_WAIT
         self._due = math.inf if next_due_in is None else now + next_due_in
         since_hint = now - self._hinted_at
-        if since_hint < _UNSEEN_SECONDS:
+        if since_hint < UNSEEN_SECONDS:
             # It may not show yet what was hinted: once more after as long again.
             self._due = min(self._due, now + min(since_hint, _LONGEST_UNSEEN_PAUSE))
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -309,19 +310,18 @@ class Sink:
         batch.ends = ends_of(messages)
         offsets = self._whereabouts.behind(batch.ends)
         # While there is no backlog it is better to wait: what comes meanwhile then goes into one batch.
-        look_ahead = self._look_ahead if self._subscription.more_waiting else None
+        look_ahead = partial(self._look_ahead, settlement) if self._subscription.more_waiting else None
         result = settlement.settle(
             batch.items, batch.unparsed, lambda: kept.keep(offsets), look_ahead, prepared=batch.prepared
         )
         return batch, result
 
-    def _look_ahead(self) -> None:
-        """Decode the next batch; it stays with the subscription, which lets go of what may not be ours any more."""
+    def _look_ahead(self, settlement: Settlement) -> None:
+        """Prepare the next batch; it stays with the subscription, which lets go of what may not be ours any more."""
         messages = self._subscription.take(BATCH_ROWS, 0)
         self._subscription.put_back(messages)
         batch = self._sort(messages)
-        if self._settlement is not None:
-            batch.prepared = self._settlement.prepare(batch.items)
+        batch.prepared = settlement.prepare(batch.items)
         self._ahead = messages, batch
 
     def _problem_of(self, error: psycopg.Error | KafkaException | DeadLetterUndelivered | NotVisibleYet) -> str:

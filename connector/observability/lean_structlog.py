@@ -1,6 +1,6 @@
 """structlog as this package uses it: without rich, which it imports for tracebacks that are never printed here.
 
-Where rich is installed, and for `status --watch` it is, that takes a sixth of the time and memory of a start.
+Where rich is installed, and for `status --watch` it is, that is a sixth of a start's time and a tenth of its memory.
 """
 
 from __future__ import annotations

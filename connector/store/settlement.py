@@ -122,7 +122,7 @@ class Settlement:
 
     def prepare(self, items: Sequence[Item]) -> list[Group]:
         """Return a batch as its statements take it; to any settlement of the same destinations."""
-        return [Group(group, self._arguments(group)) for group in waves(items)]
+        return [self._group(group) for group in waves(items)]
 
     def settle(
         self,
@@ -142,18 +142,16 @@ class Settlement:
             psycopg.Error: the database could not do it, for no fault of a message; nothing has changed.
             NotVisibleYet: a row's transaction is still at its commit; nothing has changed, and a later call will pass.
         """
-        if (
-            not unparsed
-            and (result := self._store_if_plain(prepared or self.prepare(items), first, meanwhile)) is not None
-        ):
+        groups = prepared or self.prepare(items)
+        if not unparsed and (result := self._store_if_plain(groups, first, meanwhile)) is not None:
             return result
         self._await_rows([*(item.outbox_id for item in items), *(failure.outbox_id for failure in unparsed)])
         try:
-            return self._transaction(items, unparsed, first, isolate=False)
+            return self._transaction(groups, unparsed, first, isolate=False)
         except psycopg.Error as error:
             if not is_row_fault(error):
                 raise
-        return self._transaction(items, unparsed, first, isolate=True)
+        return self._transaction(groups, unparsed, first, isolate=True)
 
     def _store_if_plain(
         self, groups: Sequence[Group], first: Callable[[], None], meanwhile: Callable[[], None] | None
@@ -230,7 +228,7 @@ class Settlement:
         return {transaction for (transaction,) in rows}
 
     def _transaction(
-        self, items: Sequence[Item], unparsed: Sequence[Failure], first: Callable[[], None], *, isolate: bool
+        self, groups: Sequence[Group], unparsed: Sequence[Failure], first: Callable[[], None], *, isolate: bool
     ) -> Result:
         result = Result([], list(unparsed), [])
         with self.connection.transaction():
@@ -240,7 +238,7 @@ class Settlement:
                 self.connection.execute("set constraints all immediate")
             if unparsed:
                 result.settled.extend(settle_failures(self.connection, self._tables, unparsed))
-            for group in waves(items):
+            for group in groups:
                 if isolate:
                     self._store_each_that_can(group, result)
                 else:
@@ -252,20 +250,19 @@ class Settlement:
             reach(Point.STATEMENT_RUN)
         return result
 
-    def _store(self, group: Sequence[Item]) -> list[Outcome]:
-        biz_type = group[0].biz_type
-        rows = self.connection.execute(self._statements[biz_type], self._arguments(group))
+    def _store(self, group: Group) -> list[Outcome]:
+        rows = self.connection.execute(self._statements[group.items[0].biz_type], group.arguments)
         return [Outcome(*row) for row in rows]
 
-    def _arguments(self, group: Sequence[Item]) -> dict[str, Any]:
-        ids = array_of("bigint", [item.outbox_id for item in group])
+    def _group(self, items: list[Item]) -> Group:
+        ids = array_of("bigint", [item.outbox_id for item in items])
         arguments: dict[str, Any] = {"outbox_ids": ids, "strict": self._strict}
-        columns = zip(*(item.values for item in group), strict=True)
-        for (name, type_), values in zip(self._destinations[group[0].biz_type].columns.items(), columns, strict=True):
+        columns = zip(*(item.values for item in items), strict=True)
+        for (name, type_), values in zip(self._destinations[items[0].biz_type].columns.items(), columns, strict=True):
             arguments[_parameter(name)] = array_of(type_, values)
-        return arguments
+        return Group(items, arguments)
 
-    def _store_each_that_can(self, group: Sequence[Item], result: Result) -> None:
+    def _store_each_that_can(self, group: Group, result: Result) -> None:
         """Halve a group until the rows that the database refuses stand alone; their neighbours are stored."""
         try:
             with self.connection.transaction():
@@ -273,16 +270,16 @@ class Settlement:
         except psycopg.Error as error:
             if not is_row_fault(error):
                 raise
-            if len(group) == 1:
-                self._refused(group[0], error, result)
+            if len(group.items) == 1:
+                self._refused(group.items[0], error, result)
                 return
         else:
             result.outcomes.extend(outcomes)
             return
-        half = len(group) // 2
+        half = len(group.items) // 2
         # In this order: an earlier message that fails is in the table before a later one of its key is looked at.
-        self._store_each_that_can(group[:half], result)
-        self._store_each_that_can(group[half:], result)
+        self._store_each_that_can(self._group(group.items[:half]), result)
+        self._store_each_that_can(self._group(group.items[half:]), result)
 
     def _refused(self, item: Item, error: psycopg.Error, result: Result) -> None:
         if self._holds_it_already(error):
