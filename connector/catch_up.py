@@ -92,7 +92,7 @@ def prepare_slot(replication: ReplicationConnection, books: Bookkeeping, slot_na
     through = books.highest_pending_id(snapshot)
     books.owe_catch_up(system.identifier, lsn, through, judgement.owed)
     reach(Point.SLOT_RECORDED)
-    if through is None:
+    if through is None and not (progress is not None and progress.catch_up_owed):
         books.catch_up_done()
         return Judgement(judgement.remedy, None)
     return judgement

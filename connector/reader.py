@@ -231,8 +231,7 @@ class Reader:
                 self._metrics.leader.set(1)
                 _log.info("leadership_taken", slot=self._options.slot_name)
                 reach(Point.LEADERSHIP_TAKEN)
-                while not self._stopping and self._lead_once(replication, books):
-                    pass
+                self._catch_up_and_stream(replication, books)
         finally:
             self._metrics.leader.set(0)
             self._bookkeeper.set_idle(False)
@@ -263,8 +262,7 @@ class Reader:
             self._rest(0.5)
         return False
 
-    def _lead_once(self, replication: ReplicationConnection, books: Bookkeeping) -> bool:
-        """Catch up if that is owed, then stream; tell whether to do it again at once."""
+    def _catch_up_and_stream(self, replication: ReplicationConnection, books: Bookkeeping) -> None:
         self._require_publication(books)
         judgement = self._prepare_slot(replication, books)
         if judgement.remedy is not Remedy.KEEP:
@@ -279,9 +277,9 @@ class Reader:
         if judgement.owed is not None:
             _log.warning("catch_up_owed", reason=judgement.owed)
             if not self._catch_up(replication, books):
-                return not self._stopping
+                return
         self._start_stream(replication, books)
-        return self._follow(replication, books)
+        self._follow(replication, books)
 
     def _recall(self, books: Bookkeeping, progress: Progress) -> None:
         """Have it looked for in Kafka what was sent already, where the last one who led did not end cleanly."""
@@ -337,8 +335,11 @@ class Reader:
 
     # --- streaming ---------------------------------------------------------------------------------------------------
 
-    def _follow(self, replication: ReplicationConnection, books: Bookkeeping) -> bool:
-        """Read, publish and confirm until stopped; False then, True where the slot was given up for its budget."""
+    def _follow(self, replication: ReplicationConnection, books: Bookkeeping) -> None:
+        """Read, publish and confirm until stopped, or until the slot is given up for its budget.
+
+        A session that has streamed makes no new slot: to wait there for open transactions is an error of the server's.
+        """
         self._ready_once = True
         stream = self._stream
         confirmed = min(self._bookkeeper.recorded_lsn, stream.ledger.flushable_lsn)
@@ -369,7 +370,7 @@ class Reader:
                     self._owe_all(books, _OVER_BUDGET)
                     self._leave_stream(replication, books)
                     self._drop_slot(books, _OVER_BUDGET)
-                    return True
+                    return
                 if caught_up or not self._has_room():
                     self._wait(replication, next_feedback - now, reading=caught_up)
         except StreamEnded as error:
@@ -383,7 +384,6 @@ class Reader:
             # Only a stream lets marks wait: a catch-up waits for them.
             self._bookkeeper.postpone(postponing=False)
         self._finish(replication, confirmed)
-        return False
 
     def _must_let_go(self, books: Bookkeeping, *, idle: bool) -> bool:
         """Take the look that is due at what others may have done; tell whether the slot has reached its budget."""
@@ -613,7 +613,7 @@ class Reader:
         reach(Point.SLOT_OWED)
 
     def _drop_slot(self, books: Bookkeeping, reason: str) -> None:
-        """Drop the slot with all that it pins; the next look at it makes it anew.
+        """Drop the slot with all that it pins; the next to lead makes it anew.
 
         To advance it would not do: what a slot pins follows its confirmed position only slowly.
         """

@@ -698,6 +698,28 @@ def test_a_backlog_beyond_the_budget_comes_from_the_table(
     all_published(app)
 
 
+def test_a_slot_given_up_while_a_transaction_is_open_is_made_when_it_ends(
+    app: Connection, database: Database, connector: Start, tap: Tap, topic: str
+) -> None:
+    """A new slot waits for the transactions that were open; that is no error, and no row waits longer than they do."""
+    for _ in range(40):
+        enqueue_many(app, topic, 1_000)
+    old = f"select clock_timestamp() - max(created_at) > interval '2 seconds' from {OUTBOX}"
+    eventually(lambda: one(app, old), what="an old backlog")
+    with database.connect() as other:
+        with other.transaction():
+            one(other, "select pg_current_xact_id()::text")
+            reader = connector("reader", CONNECTOR_WAL_BUDGET="8MB")
+            reader.wait_for_log("slot_given_up")
+            waits = "select true from pg_stat_activity where backend_type = 'walsender' and wait_event_type = 'Lock'"
+            eventually(lambda: one(app, waits), what="a new slot that waits")
+        reader.wait_for_log("slot_made")
+    reader.wait_for_log("catch_up_done", within=60)
+    tap.has(range(1, 40_001), within=60)
+    all_published(app)
+    assert "reader_interrupted" not in reader.stderr
+
+
 @pytest.mark.slow
 def test_an_idle_database_is_left_alone(own_database: Database, kafka: Kafka, topic: str, tap: Tap) -> None:
     """Where nothing is written the reader does not look at the slot and the publication every few seconds."""
