@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
 def _measure(parts: list[str], runs: int, sizes: Sizes, results: Results, path: Path) -> None:
     with scratch_directory() as directory:
         postgres: Choice[Postgres] = Choice("PostgreSQL", postgres_candidates(os.environ), directory)
-        kafka: Choice[Kafka] = Choice("Kafka", kafka_candidates(os.environ), directory)
+        kafka: Choice[Kafka] = Choice("Kafka", kafka_candidates(os.environ, long_lived=True), directory)
         try:
             server, broker = postgres.private(), kafka.private()
             configure(server)

@@ -30,6 +30,8 @@ from tests.services.proxy import TcpProxy
 APACHE_KAFKA = "4.3.1"
 SLF4J = "org.slf4j:slf4j-simple:1.7.36"
 IMAGE = "apache/kafka:4.1.0"
+# Many brokers, each for a short while: what a JVM does to be fast later would be most of what they do.
+_SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 EMBEDDED_IS_FORGETFUL = "the embedded broker keeps nothing on disk; needs Apache Kafka"
 EMBEDDED_IS_INCOMPLETE = (
     "the embedded broker refuses no topic and no size, and knows groups and logs in outline only; needs Apache Kafka"
@@ -159,11 +161,14 @@ class ApacheKafka(Kafka):
         settings: Mapping[str, str] | None = None,
         users: Mapping[str, str] | None = None,
         joining: ApacheKafka | None = None,
+        long_lived: bool = False,
     ) -> None:
         """Prepare; `listeners` are more of them, each with its security protocol, and `users` may log in by SCRAM.
 
-        A broker that is `joining` another becomes the second one of its cluster.
+        A broker that is `joining` another becomes the second one of its cluster. One that is `long_lived` works up to
+        its full speed.
         """
+        self._jvm_options = () if long_lived else _SHORT_LIVED
         self._joining = joining
         self._cluster: str = joining._cluster if joining else uuid.uuid4().hex[:22]
         self._more_listeners = dict(listeners or {})
@@ -284,7 +289,7 @@ class ApacheKafka(Kafka):
 
     def _java(self, *command: str, heap: str) -> subprocess.Popen[bytes]:
         java = shutil.which("java") or "java"
-        options = [f"-Xmx{heap}", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+        options = [f"-Xmx{heap}", *self._jvm_options, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         with (self._directory / "kafka.log").open("ab") as log:
             return spawn(
                 [java, *options, "-cp", f"{apache_kafka_libraries()}/*", *command],
@@ -327,8 +332,8 @@ class ContainerKafka(Kafka):
         self._container.remove()
 
 
-def kafka_candidates(environ: Mapping[str, str]) -> list[Candidate[Kafka]]:
-    """Return the ways to have a Kafka, best first.
+def kafka_candidates(environ: Mapping[str, str], *, long_lived: bool = False) -> list[Candidate[Kafka]]:
+    """Return the ways to have a Kafka, best first, that is `long_lived` or not.
 
     `TEST_KAFKA_BOOTSTRAP_SERVERS` names a running one; `TEST_KAFKA=apache` refuses the embedded broker,
     `TEST_KAFKA=embedded` refuses all others.
@@ -345,9 +350,8 @@ def kafka_candidates(environ: Mapping[str, str]) -> list[Candidate[Kafka]]:
         problem = why_no_docker()
         candidates.append(Candidate(f"{IMAGE} in Docker", problem or reason, None if problem else _in_container))
         problem = _why_no_apache_kafka()
-        candidates.append(
-            Candidate(f"Apache Kafka {APACHE_KAFKA}", problem or reason, None if problem else ApacheKafka)
-        )
+        apache = None if problem else functools.partial(ApacheKafka, long_lived=long_lived)
+        candidates.append(Candidate(f"Apache Kafka {APACHE_KAFKA}", problem or reason, apache))
     if wanted != "apache":
         candidates.append(Candidate("the embedded broker", reason, EmbeddedKafka))
     return candidates
