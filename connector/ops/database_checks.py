@@ -246,13 +246,27 @@ def _migrations(facts: DatabaseExamination) -> Iterator[Verdict]:
             f"migrations of a newer connector are applied: {listed(f'{version:04}' for version in newer)}",
             "run the newest connector everywhere",
         )
-    elif not facts.database.has_enqueue:
-        yield fail(
-            "function outbox_enqueue is gone",
-            "make it again with the SQL that `outbox-connector setup --print-sql` shows",
-        )
     else:
         yield ok(f"all {len(known)} migrations are applied")
+
+
+def _enqueue(facts: DatabaseExamination) -> Iterator[Verdict]:
+    tables, found = facts.expected.tables, facts.database.enqueue
+    if isinstance(found, Untold):
+        yield skipped(found.reason)
+    elif found is None:
+        yield fail(f"there is no function {tables.enqueue}", _SETUP)
+    elif found.is_another:
+        yield fail(
+            f"function {tables.enqueue} writes to {found.written}, not to {tables.outbox}: what applications"
+            " enqueue goes astray",
+            f"give each outbox a schema of its own; if {tables.outbox} is the one for this schema: drop function"
+            f" {tables.enqueue}, then {_SETUP}",
+        )
+    elif found.written is None:
+        yield ok("there; its source does not tell which table it writes to")
+    else:
+        yield ok(f"outbox_enqueue writes to {tables.outbox}")
 
 
 def _outbox(facts: DatabaseExamination) -> Iterator[Verdict]:
@@ -613,6 +627,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "walsenders": _walsenders,
     "clock": _clock,
     "migrations": _migrations,
+    "enqueue function": _enqueue,
     "outbox table": _outbox,
     "outbox indexes": _outbox_indexes,
     "history table": _history,

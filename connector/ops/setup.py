@@ -14,7 +14,7 @@ from connector.errors import SetupRequired
 from connector.kafka import Kafka, KafkaException
 from connector.ops.awaited import before
 from connector.replication import ReplicationConnection
-from connector.store.bookkeeping import Bookkeeping
+from connector.store.bookkeeping import Bookkeeping, Connection
 from connector.store.connections import connect, describe
 from connector.store.queries import Tables
 from connector.store.schema import build_indexes, migrate, publication_state, publish, script
@@ -72,6 +72,7 @@ def _database(options: SetupOptions, deadline: float, say: Callable[[str], None]
         ),
     )
     with connection:
+        _require_publication_of_ours(options, connection)
         # Who waits for a table's lock makes everybody else wait for it, so not for long, and rather again.
         applied = before(deadline, "PostgreSQL", lambda: migrate(connection, options.tables))
         for migration in applied:
@@ -83,6 +84,17 @@ def _database(options: SetupOptions, deadline: float, say: Callable[[str], None]
         books = Bookkeeping(connection, options.tables, options.slot_name)
         _publication(options, books, say)
         _slot(options, deadline, books, say)
+
+
+def _require_publication_of_ours(options: SetupOptions, connection: Connection) -> None:
+    """Make sure that the publication is not another outbox's: to mend it for ours would end the other's stream."""
+    state = publication_state(connection, options.tables, options.publication_name)
+    if state is not None and state.columns is None and state.tables:
+        raise SetupRequired(
+            f"publication {options.publication_name!r} sends other tables, and not {options.tables.outbox}. Give this"
+            " outbox a CONNECTOR_PUBLICATION_NAME and a CONNECTOR_SLOT_NAME of its own; or, if nobody reads it, drop"
+            " the publication, and run `setup` again"
+        )
 
 
 def _publication(options: SetupOptions, books: Bookkeeping, say: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from connector.outbox import Table
 from connector.store.bookkeeping import Bookkeeping, Connection, Progress, SlotState
 from connector.store.connections import describe
 from connector.store.queries import Tables
-from connector.store.schema import PublicationState, publication_state
+from connector.store.schema import EnqueueTarget, PublicationState, enqueue_target, publication_state
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ class DatabaseFacts:
     slot_progress: Relation | None
     sink_offsets: Relation | None
     applied_migrations: frozenset[int] | Untold
-    has_enqueue: bool
+    enqueue: EnqueueTarget | Untold | None
     publication: PublicationState | Untold | None
     slot: Slot
     waiting_topics: tuple[str, ...] | Untold
@@ -184,7 +184,7 @@ class Inspection:
             slot_progress=slot_progress,
             sink_offsets=self.relation(Table(outbox_table.schema, "outbox_connector_offsets")),
             applied_migrations=self._applied(migrations),
-            has_enqueue=self._fetch("has_enqueue", schema=outbox_table.schema) == [(True,)],
+            enqueue=_asked(lambda: enqueue_target(self._connection, self._tables)),
             publication=self._publication(outbox, publication),
             slot=self.slot(slot),
             waiting_topics=self._waiting_topics(outbox),

@@ -63,15 +63,22 @@ class Tables:
     outbox: Table
     history: Table
 
+    @property
+    def enqueue(self) -> str:
+        """Return the name of the function by which applications enqueue, as SQL takes it: one for each schema."""
+        return str(Table(self.outbox.schema, "outbox_enqueue"))
+
     def identifiers(self) -> dict[str, sql.Composable]:
         """Return each placeholder of the SQL files with its quoted identifier."""
         schema = self.outbox.schema
         names: dict[str, sql.Composable] = {
             "outbox": _identifier(schema, self.outbox.name),
             "outbox_name": _literal(str(self.outbox)),
+            "outbox_as_written": _literal(_identifier(schema, self.outbox.name).as_string()),
             "history": _identifier(self.history.schema, self.history.name),
             "history_name": _literal(str(self.history)),
             "enqueue": _identifier(schema, "outbox_enqueue"),
+            "enqueue_signature": _literal(f"{self.enqueue}(text, text, text, jsonb, integer, jsonb)"),
             "slot_progress": _identifier(schema, "outbox_connector_slots"),
             "sink_offsets": _identifier(schema, "outbox_connector_offsets"),
             "migrations": _identifier(schema, "outbox_connector_migrations"),

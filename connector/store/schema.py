@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from psycopg import sql
 
+from connector.errors import SetupRequired
 from connector.store.bookkeeping import Connection
 from connector.store.queries import Tables, sql_directory
 
@@ -28,6 +29,10 @@ PUBLISHED_COLUMNS = (
 
 
 _BUILDING_PAUSE: Final = 0.5
+_ANOTHER_OUTBOX: Final = (
+    "Give each outbox a schema of its own, by CONNECTOR_OUTBOX_TABLE, with a CONNECTOR_PUBLICATION_NAME and a"
+    " CONNECTOR_SLOT_NAME of its own; or, if the other one is no longer in use, drop the function and run `setup` again"
+)
 
 # As the server writes `status = 'pending'`, whatever type the column has.
 _PENDING_ROWS = re.compile(r"\(*status\)*(::[a-z ]+)? = 'pending'(::[a-z ]+)?\)*")
@@ -49,6 +54,19 @@ class IndexState(NamedTuple):
     there: bool
     valid: bool
     being_built: bool
+
+
+class EnqueueTarget(NamedTuple):
+    """The table that `outbox_enqueue` writes to, as its source has it; None where that does not tell."""
+
+    written: str | None
+    is_ours: bool
+    exists: bool
+
+    @property
+    def is_another(self) -> bool:
+        """Whether what applications enqueue goes elsewhere for all that can be told."""
+        return self.written is not None and not self.is_ours
 
 
 class PublicationState(NamedTuple):
@@ -83,23 +101,36 @@ def migrations(tables: Tables) -> Iterator[Migration]:
         yield Migration(int(version), name, tables.script(f"migrations/{path.name}"))
 
 
+def enqueue_target(connection: Connection, tables: Tables) -> EnqueueTarget | None:
+    """Return where applications enqueue to, or None if the function is not there."""
+    record = connection.execute(tables.query("setup", "enqueue_target")).fetchone()
+    return None if record is None else EnqueueTarget(*record)
+
+
 def migrate(connection: Connection, tables: Tables) -> list[Migration]:
     """Apply the migrations that are not recorded yet, all in one transaction; return them.
 
     Raises:
+        SetupRequired: the function by which applications enqueue serves another outbox; nothing was changed.
         psycopg.Error: the role may not create what is missing, or an object of another kind is in the way.
     """
     outbox = str(tables.outbox)
     applied = []
     with connection.transaction():
         connection.execute(tables.query("setup", "lock_setup"))
+        target = enqueue_target(connection, tables)
+        if target is not None and target.is_another and target.exists:
+            raise SetupRequired(
+                f"function {tables.enqueue} writes to {target.written}, and there is one for each schema: made anew for"
+                f" {tables.outbox} it would lead the applications of {target.written} astray. {_ANOTHER_OUTBOX}"
+            )
         connection.execute(tables.query("setup", "create_migrations"))
         done = {
             version
             for (version,) in connection.execute(tables.query("setup", "applied_migrations"), {"outbox": outbox})
         }
         for migration in migrations(tables):
-            if migration.version not in done:
+            if migration.version not in done or (migration.name == "enqueue" and target is None):
                 connection.execute(migration.statement)
                 connection.execute(
                     tables.query("setup", "record_migration"),
@@ -187,11 +218,26 @@ def publish(connection: Connection, tables: Tables, publication: str) -> str:
         return "mended"
 
 
+def _unless_of_another(tables: Tables, migration: Migration) -> sql.Composed:
+    return tables.compose(
+        "-- There is one such function for each schema. One that serves another outbox is left alone.\n"
+        "do $guard$\ndeclare\n    other text;\nbegin\n"
+        "    select e.target into other from (\n{target}\n    ) as e (target, is_ours, is_there)"
+        " where not is_ours and is_there;\n"
+        "    if other is not null then\n"
+        "        raise exception 'function % writes to %', {enqueue_signature}, other using hint = {hint};\n"
+        "    end if;\n{create}\nend\n$guard$",
+        target=tables.query("setup", "enqueue_target"),
+        hint=sql.Literal(_ANOTHER_OUTBOX),
+        create=migration.statement,
+    )
+
+
 def script(tables: Tables, publication: str, slot: str) -> Iterator[sql.Composable]:
     """Yield everything that `setup` does in the database, as SQL to read and run by hand."""
     yield tables.query("setup", "create_migrations")
     for migration in migrations(tables):
-        yield migration.statement
+        yield _unless_of_another(tables, migration) if migration.name == "enqueue" else migration.statement
         yield tables.compose(
             "insert into {migrations} (outbox_table, version, name) values ({outbox_name}, {version}, {name})\n"
             "on conflict do nothing",

@@ -88,12 +88,6 @@ select c.relname::text,
  where i.indrelid = %(oid)s
  order by c.relname;
 
--- name: has_enqueue
-select exists (select
-                 from pg_proc as p
-                 join pg_namespace as n on n.oid = p.pronamespace
-                where n.nspname = %(schema)s and p.proname = 'outbox_enqueue');
-
 -- name: slot
 -- Columns that an older server lacks are null.
 select s.slot_type, s.active, (to_jsonb(s) ->> 'failover')::boolean, to_jsonb(s) ->> 'invalidation_reason'

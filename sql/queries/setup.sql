@@ -31,6 +31,17 @@ select i.name, x.indexrelid is not null, coalesce(x.indisvalid, false),
                                and c.relnamespace = (select t.relnamespace from pg_class as t
                                                       where t.oid = i.table_name::regclass));
 
+-- name: enqueue_target
+-- One row if applications can enqueue: the table that the function writes to as its source has it, null where that does not
+-- tell; whether it is our outbox; and whether it is there, which is taken for granted of names that only U& can write.
+select f.target,
+       strpos(f.source, {outbox_as_written}) > 0 or coalesce(f.found = to_regclass({outbox_name}), false),
+       f.target ~ 'U&"' or f.found is not null
+  from (select p.prosrc, s.target, case when s.target !~ 'U&"' then to_regclass(s.target) end
+          from pg_proc as p,
+               lateral (select (regexp_match(p.prosrc, 'insert\s+into\s+((?:(?:(?:U&)?"(?:[^"]|"")+"|[[:alpha:]_]\w*)\s*\.\s*)?(?:(?:U&)?"(?:[^"]|"")+"|[[:alpha:]_]\w*))', 'i'))[1]) as s (target)
+         where p.oid = to_regprocedure({enqueue_signature})) as f (source, target, found);
+
 -- name: is_empty
 select not exists (select from {outbox}) and not exists (select from {history});
 
@@ -53,7 +64,7 @@ alter publication {publication} set (publish = 'insert');
 select p.pubinsert and not p.pubupdate and not p.pubdelete and not p.pubtruncate, t.attnames::text[], t.rowfilter,
        (select count(*) from pg_publication_tables as all_tables where all_tables.pubname = p.pubname)
   from pg_publication as p
-  left join pg_class as c on c.oid = %(outbox)s::regclass
+  left join pg_class as c on c.oid = to_regclass(%(outbox)s)
   left join pg_namespace as n on n.oid = c.relnamespace
   left join pg_publication_tables as t
          on t.pubname = p.pubname and t.schemaname = n.nspname and t.tablename = c.relname

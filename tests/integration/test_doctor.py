@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import socket
 import time
@@ -17,6 +18,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from connector.cli.composition import doctor_options
 from connector.demo.embedded import free_port
+from connector.errors import SetupRequired
 from connector.ops.doctor import examine
 from connector.ops.findings import Finding, Level
 from connector.settings import load_settings
@@ -28,6 +30,7 @@ from tests.services.pgbouncer import pgbouncer
 OUTBOX = "public.agent_outbox_messages"
 HISTORY = "public.chat_histories"
 PROGRESS = "public.outbox_connector_slots"
+ENQUEUE = "public.outbox_enqueue"
 KEEP = "for each row execute function keep()"
 AFTER = f"create trigger t after insert on {HISTORY} {KEEP}"
 IDLE = {"slot", "consumer group"}
@@ -136,7 +139,7 @@ def test_json_holds_the_same_findings(env: dict[str, str], connector: Callable[.
             "no valid unique index",
         ),
         ("delete from public.outbox_connector_migrations where version = 3", "migrations", "0003 enqueue"),
-        ("drop function public.outbox_enqueue", "migrations", "outbox_enqueue"),
+        ("drop function public.outbox_enqueue", "enqueue function", "outbox_enqueue"),
         (f"create rule quiet as on insert to {HISTORY} do instead nothing", "triggers and rules", "quiet"),
     ],
 )
@@ -172,6 +175,27 @@ def test_what_might_surprise_is_a_warning(
     findings = findings_of(env)
     assert named in the(findings, check, Level.WARNING).text
     assert not failing(findings)
+
+
+@pytest.mark.parametrize("another", ["other", '"Other 100%"'])
+def test_a_function_that_writes_to_another_table_fails(env: dict[str, str], database: Database, another: str) -> None:
+    """The doctor names the table that applications enqueue into; once the function is dropped, `setup` mends it."""
+    with database.connect() as connection:
+        definition = f"select pg_get_functiondef('{ENQUEUE}'::regproc)"
+        elsewhere = connection.execute(definition).fetchall()[0][0].replace('"public"."agent_outbox_messages"', another)
+        connection.execute(f"create table {another} (like {OUTBOX} including all)")
+        connection.execute(elsewhere)
+        found = the(findings_of(env), "enqueue function")
+        assert another in found.text
+        with pytest.raises(SetupRequired, match=re.escape(another)):
+            set_up(env)
+        connection.execute(f"drop function {ENQUEUE}")
+        set_up(env)
+        assert not failing(findings_of(env))
+        # What somebody wrote themselves is theirs, as long as it does not name another table.
+        connection.execute(elsewhere.replace(another, "Agent_outbox_messages"))
+        assert not failing(findings_of(env))
+        set_up(env)
 
 
 def test_a_disabled_trigger_and_a_notification_are_nobodys_business(env: dict[str, str], database: Database) -> None:

@@ -351,6 +351,7 @@ def test_tables_of_any_name_are_redriven_each_with_its_own_record(database: Data
     with database.connect() as connection:
         connection.execute('create schema "odd ""schema"""')
         for tables in (one_outbox, other):
+            connection.execute('drop function if exists "odd ""schema""".outbox_enqueue')
             migrate(connection, tables)
             statement = "insert into {} (biz_type, topic, message_key, payload, status) values ('b','t','k','1','dead')"
             connection.execute(sql.SQL(statement).format(sql.Identifier(*tables.outbox)))

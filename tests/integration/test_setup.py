@@ -18,6 +18,8 @@ from psycopg.rows import dict_row
 
 from connector import AsyncOutbox, Outbox
 from connector.cli.composition import setup_options
+from connector.errors import SetupRequired
+from connector.ops.setup import print_sql
 from connector.outbox import Table
 from connector.settings import load_settings
 from connector.store.queries import Tables, sql_directory
@@ -105,6 +107,36 @@ def test_setup_runs_beside_a_running_reader(database: Database, connector_env: d
     reader = is_streaming(Process("reader", env=connector_env).start())
     assert Process("setup", env=connector_env).start().wait(30) == 0
     assert reader.returncode is None
+
+
+def test_a_second_outbox_never_takes_the_first_ones_function_or_publication(
+    database: Database, connector_env: dict[str, str]
+) -> None:
+    """`setup` refuses before it changes anything, the printed SQL does too, and a schema of its own is the way out."""
+    set_up(connector_env)
+    second = connector_env | {"CONNECTOR_OUTBOX_TABLE": "public.second"}
+    own = {"CONNECTOR_PUBLICATION_NAME": "second", "CONNECTOR_SLOT_NAME": f"{connector_env['CONNECTOR_SLOT_NAME']}_2"}
+    with database.connect() as connection:
+        first = shape(connection)
+        refused = Process("setup", env=second | own).start()
+        assert refused.wait(30) == 78
+        assert 'writes to "public"."agent_outbox_messages"' in refused.stderr
+        assert "schema of its own" in refused.stderr
+        with pytest.raises(SetupRequired, match="CONNECTOR_PUBLICATION_NAME"):
+            set_up(second)
+        assert shape(connection) == first
+
+        printed = print_sql(setup_options(load_settings(second | own, needs=frozenset({"database", "kafka"}))))
+        guarded = printed[printed.index("do $guard$") : printed.index("$guard$;") + len("$guard$;")]
+        connection.execute("create table second ()")
+        with pytest.raises(psycopg.errors.RaiseException, match="agent_outbox_messages"):
+            connection.execute(guarded)
+
+        connection.execute("create schema second")
+        set_up(second | own | {"CONNECTOR_OUTBOX_TABLE": "second.messages"})
+        for schema, table in (("public", OUTBOX), ("second", "second.messages")):
+            outbox_id = Outbox(connection, schema=schema).enqueue("b", "t", "k", schema)
+            assert one(connection, f"select payload from {table} where id = %s", [outbox_id]) == schema
 
 
 def test_setup_says_what_it_made(connector_env: dict[str, str]) -> None:

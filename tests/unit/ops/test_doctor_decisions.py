@@ -17,6 +17,7 @@ from connector.outbox import Table
 from connector.store.bookkeeping import Progress, SlotState
 from connector.store.inspection import DatabaseFacts, Role, Server, Session, Slot
 from connector.store.queries import Tables
+from connector.store.schema import EnqueueTarget
 
 GB = 1 << 30
 EXPECTED = Expectations(
@@ -66,7 +67,7 @@ FACTS = DatabaseFacts(
     slot_progress=None,
     sink_offsets=None,
     applied_migrations=frozenset(),
-    has_enqueue=True,
+    enqueue=EnqueueTarget('"public"."outbox"', is_ours=True, exists=True),
     publication=None,
     slot=SLOT,
     waiting_topics=(),
