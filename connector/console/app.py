@@ -80,6 +80,7 @@ def make_app(
         Route("/api/messages", pages.of_key),
         Route("/api/messages/{id}", pages.life),
         Route("/api/messages/{id}/copies", pages.copies),
+        Route("/api/conversations", pages.of_conversation),
         Route("/api/dead", pages.dead),
         Route("/api/dead/rows", pages.dead_rows),
         Route("/api/proof", pages.last_proof),
@@ -171,11 +172,14 @@ class _Pages:
     def of_key(self, request: Request) -> Response:
         return Json(self._questions.of_key(_text(request, "key"), _number(request, "before")))
 
+    def of_conversation(self, request: Request) -> Response:
+        return Json(self._questions.of_conversation(_text(request, "chat_id"), _number(request, "before")))
+
     def life(self, request: Request) -> Response:
         outbox_id = _id(request.path_params["id"])
         life = self._questions.life(outbox_id)
         if life is None:
-            raise HTTPException(404, f"there is no message {outbox_id} in the outbox")
+            raise HTTPException(404, f"there is no message {outbox_id} in the outbox or in history")
         return Json(life)
 
     def copies(self, request: Request) -> Response:

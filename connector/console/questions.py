@@ -15,7 +15,7 @@ from connector.kafka import Copies, Kafka, find_copies
 from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison
 from connector.store.connections import connect, is_conflict
-from connector.store.messages import DeadGroup, Found, Life, Messages, Page
+from connector.store.messages import Conversation, DeadGroup, Found, Life, Messages, Page
 from connector.store.proofs import MOST_SAMPLES, Recorded, Unproved, last_proofs
 from connector.store.queries import Tables
 from connector.store.redrives import Redrives, Run, Selection
@@ -100,7 +100,7 @@ class Questions:
             yield Messages(connection, self._tables)
 
     def life(self, outbox_id: int) -> Life | None:
-        """Return what has become of a message; None if there is no such row."""
+        """Return what has become of a message; None if neither outbox nor history has it."""
         with self._messages() as messages:
             return messages.life(outbox_id)
 
@@ -108,6 +108,11 @@ class Questions:
         """Return the messages of a key, below an id if one is given."""
         with self._messages() as messages:
             return messages.of_key(key, before)
+
+    def of_conversation(self, chat_id: str, before: int | None) -> Conversation:
+        """Return what history has of a conversation, below an id of it if one is given."""
+        with self._messages() as messages:
+            return messages.of_conversation(chat_id, before)
 
     def dead_by_reason(self) -> Sequence[DeadGroup]:
         """Return the dead rows grouped by what they died of."""
@@ -127,7 +132,7 @@ class Questions:
             ServiceUnavailable: Kafka stopped answering.
         """
         life = self.life(outbox_id)
-        if life is None:
+        if life is None or life.message is None:
             return None
         message = life.message
         starts = [message.created, *(redrive.moment for redrive in life.redrives[:_REDRIVES_LOOKED_AT])]

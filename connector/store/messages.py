@@ -13,10 +13,10 @@ from connector.store.connections import describe
 from connector.store.queries import Tables
 
 LATEST_DEAD: Final = 10_000
-"""Only so many of the latest dead rows are grouped by reason and searched by key."""
+"""Only so many of the latest dead rows are grouped by reason, and searched by key or conversation."""
 
 SEARCHED_ROWS: Final = 100_000
-"""So many rows are looked at in one search by key."""
+"""So many rows are looked at in one search without an index."""
 
 _LONGEST_TEXT: Final = 20_000
 _MOST_FOUND: Final = 50
@@ -86,13 +86,17 @@ class Redrive(NamedTuple):
 
 
 class Life(NamedTuple):
-    """All that the database knows of a message; `untold` names what this role may not see."""
+    """All that the database knows of a message; `untold` names what this role may not see.
 
-    message: Message
+    `message` is None where its row is gone from the outbox; `pruned_through_id` then tells how far `prune` has come.
+    """
+
+    message: Message | None
     history: Sequence[HistoryRow]
     waits_for: Blocker | None
     redrives: Sequence[Redrive]
     untold: Sequence[str]
+    pruned_through_id: int | None = None
 
 
 class Found(NamedTuple):
@@ -112,6 +116,30 @@ class Page(NamedTuple):
     """Messages, the latest first; `further_id` is the one below which to look on, None at the table's end."""
 
     messages: Sequence[Found]
+    further_id: int | None
+
+
+class Stored(NamedTuple):
+    """A row of history, its content cut; `key` and `status` are of its row in the outbox, None if that is gone."""
+
+    id: int
+    outbox_id: int | None
+    user_id: int
+    role: str | None
+    content: str | None
+    created_at: str
+    key: str | None
+    status: str | None
+
+
+class Conversation(NamedTuple):
+    """What history has of a conversation, the latest first, and what is not stored yet under another key.
+
+    `further_id` is the row of history below which to look on, None at the table's end.
+    """
+
+    stored: Sequence[Stored]
+    waiting: Sequence[Found]
     further_id: int | None
 
 
@@ -137,25 +165,27 @@ class Messages:
         self._tables = tables
         connection.execute("set timezone = 'UTC'")
 
-    def _fetch(self, query: str, /, **arguments: object) -> list[tuple[Any, ...]]:
+    def _fetch(self, query: str, /, *, file: str = "console", **arguments: object) -> list[tuple[Any, ...]]:
         reason = self._tables.query("console", "reason")
         more: dict[str, sql.Composable] = {"reason": reason} if query in {"dead_by_reason", "dead_of_reason"} else {}
-        return self._connection.execute(self._tables.query("console", query, **more), arguments).fetchall()
+        return self._connection.execute(self._tables.query(file, query, **more), arguments).fetchall()
 
     def life(self, outbox_id: int) -> Life | None:
-        """Return what has become of a message, or None if there is no such row."""
+        """Return what has become of a message, or None if neither outbox nor history has it."""
         if not 0 < outbox_id <= _HIGHEST_ID:
             return None
         found = self._fetch("message", id=outbox_id, longest=_LONGEST_TEXT)
-        if not found:
-            return None
-        message = Message(*found[0])
+        message = Message(*found[0]) if found else None
         untold: list[str] = []
         history = self._allowed(untold, "history", id=outbox_id, longest=_LONGEST_TEXT)
         outbox = str(self._tables.outbox)
         redrives = self._allowed(untold, "redrives", id=outbox_id, outbox=outbox, limit=_MOST_REDRIVES)
-        blockers = []
-        if message.status in {"pending", "published"}:
+        pruned, blockers = None, []
+        if message is None:
+            if not history and not redrives:
+                return None
+            ((pruned,),) = self._allowed(untold, "pruned_through", file="reconcile") or [(None,)]
+        elif message.status in {"pending", "published"}:
             blockers = self._fetch("waits_for", id=outbox_id, key=message.key, topic=message.topic)
         return Life(
             message,
@@ -163,9 +193,10 @@ class Messages:
             Blocker(*blockers[0]) if blockers else None,
             [Redrive(*record) for record in redrives],
             untold,
+            pruned,
         )
 
-    def _allowed(self, untold: list[str], query: str, /, **arguments: object) -> list[tuple[Any, ...]]:
+    def _allowed(self, untold: list[str], query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
         """Ask for what this role may not be allowed to see, or what this schema may not have yet."""
         try:
             return self._fetch(query, **arguments)
@@ -195,6 +226,28 @@ class Messages:
             ]:
                 found.setdefault(record[0], Found(*record))
         return Page([found[outbox_id] for outbox_id in sorted(found, reverse=True)], further)
+
+    def of_conversation(self, chat_id: str, before: int | None = None) -> Conversation:
+        """Return the latest rows of history of a conversation below an id.
+
+        Without an id, also what is not stored yet though its key is another, among the latest of each status.
+        """
+        limits: dict[str, Any] = {"chat_id": chat_id, "limit": _MOST_FOUND}
+        below = _HIGHEST_ID if before is None else before
+        ((has_index,),) = self._fetch("has_conversation_index")
+        if has_index:
+            records = self._fetch("in_history", before=below, **limits)
+        else:
+            records = self._fetch("lately_in_history", before=below, rows=SEARCHED_ROWS, **limits)
+        stored = [Stored(*record) for record in records]
+        further = None
+        if len(stored) == _MOST_FOUND:
+            further = stored[-1].id
+        elif not has_index:
+            lowest = self._fetch("looked_down_to_in_history", before=below, rows=SEARCHED_ROWS)
+            further = lowest[0][0] if lowest else None
+        waiting = [] if before is not None else self._fetch("not_in_history", rows=LATEST_DEAD, **limits)
+        return Conversation(stored, [Found(*record) for record in waiting], further)
 
     def dead_by_reason(self) -> list[DeadGroup]:
         """Return the latest dead rows, grouped by what they died of, the largest group first."""

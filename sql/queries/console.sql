@@ -15,6 +15,52 @@ select h.id, h.user_id, h.chat_id, h.role, left(h.message_content, %(longest)s),
   from {history} as h
  where h.outbox_id = %(id)s;
 
+-- name: has_conversation_index
+-- Whether history can be asked for a conversation by an index; `setup` makes none, but most applications have one.
+select exists (
+    select
+      from pg_index as i
+      join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+      join pg_class as c on c.oid = i.indexrelid
+      join pg_am as m on m.oid = c.relam
+     where i.indrelid = {history_name}::regclass and a.attname = 'chat_id' and m.amname in ('btree', 'hash')
+       and i.indisvalid and i.indpred is null);
+
+-- name: in_history
+-- The latest rows of a conversation. Sorted by what is no column, or the primary key might be read through for a few rows.
+select h.id, h.outbox_id, h.user_id, h.role, left(h.message_content, 200), h.created_at::text, o.message_key, o.status
+  from {history} as h
+  left join {outbox} as o on o.id = h.outbox_id
+ where h.chat_id = %(chat_id)s and h.id < %(before)s
+ order by h.id + 0 desc
+ limit %(limit)s;
+
+-- name: lately_in_history
+-- The same without such an index: among so many rows below an id, by the primary key.
+select h.id, h.outbox_id, h.user_id, h.role, left(h.message_content, 200), h.created_at::text, o.message_key, o.status
+  from (select id, outbox_id, user_id, chat_id, role, message_content, created_at from {history}
+         where id < %(before)s order by id desc limit %(rows)s) as h
+  left join {outbox} as o on o.id = h.outbox_id
+ where h.chat_id = %(chat_id)s
+ order by h.id desc
+ limit %(limit)s;
+
+-- name: looked_down_to_in_history
+-- The lowest id of those that `lately_in_history` has looked at; null where it came to the end of the table.
+select id from {history} where id < %(before)s order by id desc limit 1 offset %(rows)s - 1;
+
+-- name: not_in_history
+-- The latest rows that are not stored, of a conversation that is not their key.
+select o.id, o.biz_type, o.topic, o.message_key, o.status, o.retry_count, o.created_at::text, left(o.last_error, 300)
+  from ((select * from {outbox} where status = 'pending' order by id desc limit %(rows)s)
+        union all
+        (select * from {outbox} where status = 'published' order by id desc limit %(rows)s)
+        union all
+        (select * from {outbox} where status = 'dead' order by id desc limit %(rows)s)) as o
+ where o.payload ->> 'chat_id' = %(chat_id)s and o.message_key <> %(chat_id)s
+ order by o.id desc
+ limit %(limit)s;
+
 -- name: waits_for
 -- The first row of its key that is being retried or held: what a later one must wait for, where ordering is strict.
 select e.id, e.status, e.next_retry_at::text

@@ -113,7 +113,15 @@ def test_a_message_is_followed_through_a_running_pipeline_by_keyboard_alone(
     page.type("chat-1")
     page.press("Enter")
     shows(page, "Messages with the key")
-    assert page.run("document.querySelector('#found tbody a').textContent") == f"#{outbox_id}"
+    shows(page, "History of the conversation")
+    links = page.run("[...document.querySelectorAll('#found tbody a')].map((e) => e.textContent)")
+    assert links == [f"#{outbox_id}"] * 2
+    outbox.connection.execute("delete from agent_outbox_messages")
+    name = str(TABLES.outbox)
+    outbox.connection.execute("insert into outbox_connector_pruned values (%s, %s)", [name, outbox_id])
+    page.click("#found tbody a")
+    shows(page, f"prune has removed settled rows up to #{outbox_id}")
+    assert "row 1 of history" in page.run("document.getElementById('message').innerText")
     assert page.complaints == []
     assert {urlsplit(url).netloc for url in page.requested if url.startswith("http")} == {f"127.0.0.1:{console.port}"}
 
@@ -176,6 +184,12 @@ def test_dead_messages_are_put_back_after_a_confirmation_with_the_token(
     shows(page, "3 put back.")
     shows(page, "1 dead messages")
     assert [outbox.status(outbox_id) for outbox_id in [*ids, other]] == ["pending"] * 3 + ["dead"]
+    outbox.change(ids[1], "last_error = 'bad again'")
+    page.open(f"{console.url}/#message/{ids[1]}")
+    shows(page, "put back from dead")
+    life = page.run("[...document.querySelectorAll('.life li')].map((e) => e.innerText)")
+    assert ["created" in life[0], "row 1 is bad" in life[1], "mended" in life[2], len(life)] == [True, True, True, 3]
+    assert "bad again" in page.text()
     # A refused token is an answer like others; the browser notes it all the same.
     assert [text for text in page.complaints if "401" not in text] == []
     assert page.run("JSON.stringify([Object.keys(localStorage), Object.keys(sessionStorage), document.cookie])") == (

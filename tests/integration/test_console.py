@@ -15,7 +15,7 @@ import pytest
 from connector import cli
 from connector.cli import composition
 from connector.demo.embedded import free_port
-from tests.integration.outbox_table import PAYLOAD, OutboxTable
+from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
 from tests.integration.scenario import Tap, is_streaming, metric, set_up
 from tests.services import Database, Kafka, Process, eventually
 from tests.services.console import TOKEN, Console
@@ -126,6 +126,51 @@ def test_a_message_is_found_by_its_key_however_long_ago_it_failed(outbox: Outbox
     assert seen == ids[::-1]
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_message_is_found_by_its_conversation_whatever_its_key_and_when_its_row_is_gone(
+    outbox: OutboxTable, console: Console, *, indexed: bool
+) -> None:
+    """History is asked, by an index if it has one, and what is not stored yet; what is pruned is told from history."""
+    if indexed:
+        outbox.connection.execute("create index on chat_histories (chat_id, created_at)")
+    payload = {**PAYLOAD, "chat_id": "talk"}
+    ids = [outbox.new("its-key", payload=payload, status="consumed") for _ in range(60)]
+    outbox.connection.execute(
+        "insert into chat_histories (user_id, chat_id, message_content, outbox_id)"
+        " select 7, payload ->> 'chat_id', 'hello', id from agent_outbox_messages order by id"
+    )
+    dead, waiting = (outbox.new("its-key", payload=payload, status=status) for status in ("dead", "published"))
+    outbox.new("talk", payload=payload)
+    pruned, kept = ids[0], ids[-1]
+    outbox.connection.execute("delete from agent_outbox_messages where id <= %s", [pruned])
+    name = str(TABLES.outbox)
+    outbox.connection.execute("insert into outbox_connector_pruned values (%s, %s)", [name, pruned])
+
+    page = console.ask("/api/conversations?chat_id=talk").json()
+    assert [message["id"] for message in page["waiting"]] == [str(waiting), str(dead)]
+    assert page["stored"][0] == {
+        "id": "60",
+        "outbox_id": str(kept),
+        "user_id": "7",
+        "role": None,
+        "content": "hello",
+        "created_at": page["stored"][0]["created_at"],
+        "key": "its-key",
+        "status": "consumed",
+    }
+    further = console.ask(f"/api/conversations?chat_id=talk&before={page['further_id']}").json()
+    seen = [row["outbox_id"] for row in [*page["stored"], *further["stored"]]]
+    assert seen == [str(outbox_id) for outbox_id in reversed(ids)]
+    assert (further["waiting"], further["further_id"], further["stored"][-1]["status"]) == ([], None, None)
+    none = console.ask("/api/conversations?chat_id=its-key").json()
+    assert none == {"stored": [], "waiting": [], "further_id": None}
+
+    life = console.ask(f"/api/messages/{pruned}").json()
+    assert (life["message"], life["pruned_through_id"], life["untold"]) == (None, str(pruned), [])
+    assert [row["content"] for row in life["history"]] == ["hello"]
+    assert console.ask(f"/api/messages/{pruned}/copies").status == 404
+
+
 def test_the_dead_are_grouped_by_their_reason(outbox: OutboxTable, console: Console) -> None:
     """Errors that differ in what they quote, and in numbers, are one reason; kinds are kept apart."""
     one = [died(outbox, f'Key (chat_id)=(chat-{n}) is not present in table "chats"', f"key-{n}") for n in range(3)]
@@ -189,6 +234,7 @@ def test_wrong_questions_are_refused_and_none_fails(outbox: OutboxTable, console
     """Whatever is asked gets an answer in JSON that is no failure of the console's, with the same safe headers."""
     questions = [
         *(f"/api/messages?key={quote(text)}" for text in HOSTILE),
+        *(f"/api/conversations?chat_id={quote(text)}" for text in HOSTILE),
         *(f"/api/messages/{quote(text, safe='')}" for text in HOSTILE),
         *(f"/api/dead/rows?reason={quote(text)}&biz_type={quote(text)}" for text in HOSTILE),
         *(f"/api/pipeline?after={quote(text)}" for text in HOSTILE),

@@ -286,6 +286,7 @@ def test_watching_reads_a_bounded_number_of_rows(
         ("looked_down_to", {"before": ROWS, "rows": 5_000}, PRIMARY),
         ("unsettled_of_key", {"key": "key-4", "limit": 50}, UNSETTLED),
         ("dead_of_key", {"key": "key-3", "rows": 1_000, "limit": 50}, DEAD),
+        ("not_in_history", {"chat_id": "other", "rows": 1_000, "limit": 50}, DEAD),
         ("dead_by_reason", {"rows": 1_000, "limit": 100}, DEAD),
         ("dead_of_reason", {"rows": 1_000, "limit": 100, "reason": "", "biz_type": "chat_history_persist"}, DEAD),
     ],

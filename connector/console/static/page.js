@@ -21,6 +21,19 @@ function visible(text) {
     (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
+/** A table that scrolls by itself; `rows` are lists of cells or of what is in them. */
+export function grid(label, caption, head, rows) {
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    element("table", {},
+      element("caption", {}, caption),
+      element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))),
+      element("tbody", {}, ...rows.map((cells) => element("tr", {},
+        ...cells.map((cell) => (cell instanceof HTMLTableCellElement ? cell : element("td", {}, cell))))))));
+}
+
+/** A cell for a key or a kind. */
+export const name = (text) => element("td", { class: "name" }, foreign(text));
+
 export function replace(id, ...children) {
   document.getElementById(id).replaceChildren(...children);
 }
