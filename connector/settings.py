@@ -404,6 +404,8 @@ _FIELDS = {
 def load_settings(environ: Mapping[str, str] = os.environ, *, needs: frozenset[str]) -> Settings:
     """Read and check all settings; `needs` names the services whose address is required: `database`, `kafka`.
 
+    Options of Kafka's clients are judged where Kafka is needed: `prune` may lack the account of a process.
+
     An empty variable counts as unset. Raises ConfigurationError with one problem for each wrong variable, all at once,
     none of which shows a value.
     """
@@ -420,8 +422,9 @@ def load_settings(environ: Mapping[str, str] = os.environ, *, needs: frozenset[s
             if details["type"] != "default_factory_not_called":
                 variable, problem = _problem(details)
                 problems.setdefault(variable, problem)
-    for variable, problem in _option_problems(found):
-        problems.setdefault(variable, problem)
+    if "kafka" in needs:
+        for variable, problem in _option_problems(found):
+            problems.setdefault(variable, problem)
     if problems or settings is None:
         raise ConfigurationError([f"{variable}: {problems[variable]}" for variable in sorted(problems, key=_position)])
     return settings

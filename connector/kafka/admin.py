@@ -77,6 +77,19 @@ class Admin:
             if topic.error is None
         }
 
+    def hidden(self, topics: Sequence[str], timeout: float = 5) -> frozenset[str]:
+        """Return those of the topics that this client may not see, whether they are there or not."""
+        if not topics:
+            return frozenset()
+        found = set()
+        for topic, future in self._client.describe_topics(TopicCollection([*topics]), request_timeout=timeout).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    found.add(topic)
+        return frozenset(found)
+
     def create_topics(self, names: Sequence[str], partitions: int, replication: int, timeout: float = 30) -> list[str]:
         """Make the topics that are not there; return the names of those made.
 

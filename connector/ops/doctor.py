@@ -137,7 +137,8 @@ def _ask_replication(url: str) -> Replication:
 
 def _ask_kafka(admin: Admin, expected: Expectations) -> KafkaFacts:
     topics = admin.topics(ANSWER_SECONDS)
-    ours = [topic for topic in (*expected.topics, expected.dead_letter_topic) if topic in topics]
+    wanted = (*expected.topics, expected.dead_letter_topic)
+    ours = [topic for topic in wanted if topic in topics]
     partitions = [
         (topic, partition)
         for topic in expected.topics
@@ -149,6 +150,7 @@ def _ask_kafka(admin: Admin, expected: Expectations) -> KafkaFacts:
         admin.topic_settings(ours, ANSWER_SECONDS),
         _or_why_not(lambda: admin.group(expected.group_id, ANSWER_SECONDS)),
         _or_why_not(lambda: consumer_lag(admin, expected.group_id, partitions, ANSWER_SECONDS)),
+        admin.hidden([topic for topic in wanted if topic not in topics], ANSWER_SECONDS),
     )
 
 

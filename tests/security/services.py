@@ -102,6 +102,9 @@ def secure_kafka(directory: Path, authority: Authority, password: str) -> Apache
         directory,
         listeners={MTLS: "SSL", SCRAM: "SASL_SSL", OAUTH: "SASL_SSL"},
         settings={
+            # The tests themselves, and those who log in as one client for all; others may do what a test lets them.
+            "super.users": f"User:ANONYMOUS;User:{USER};User:CN=kafka-client",
+            "allow.everyone.if.no.acl.found": "false",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(keystore),
             "ssl.truststore.type": "PEM",

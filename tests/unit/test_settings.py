@@ -30,6 +30,11 @@ def load(needs: frozenset[str] = NONE, /, **variables: str) -> Settings:
     return load_settings({f"CONNECTOR_{name}": value for name, value in variables.items()}, needs=needs)
 
 
+def judged(**variables: str) -> tuple[str, ...]:
+    """Give the problems of variables where Kafka is needed, and known."""
+    return problems(frozenset({"kafka"}), **{"KAFKA_BOOTSTRAP_SERVERS": "a:9092", **variables})
+
+
 def problems(needs: frozenset[str] = NONE, /, **variables: str) -> tuple[str, ...]:
     """Give the problems of variables that are named without their prefix."""
     with pytest.raises(ConfigurationError) as caught:
@@ -87,6 +92,13 @@ def test_libpqs_own_variables_stand_in_for_the_database_url(name: str) -> None:
     assert load_settings({name: "x"}, needs=frozenset({"database"})).database_url == ""
 
 
+def test_options_of_kafka_are_judged_only_where_kafka_is_needed() -> None:
+    """A command that needs the database alone does not ask for an account of Kafka."""
+    half = {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512"}
+    assert load(frozenset({"database"}), DATABASE_URL="postgresql://h/d", **half).kafka_options
+    assert "sasl.username" in " ".join(judged(**half))
+
+
 def test_a_service_that_a_command_does_not_need_may_be_unset() -> None:
     """Only the addresses that are needed are required."""
     assert load(frozenset({"kafka"}), KAFKA_BOOTSTRAP_SERVERS="a:9092").database_url == ""
@@ -122,7 +134,7 @@ def test_the_bootstrap_servers_are_no_option() -> None:
 
 def test_options_that_miss_each_other_are_told_in_librdkafkas_words_without_their_values() -> None:
     """Each may be fine alone; together they cannot work, and the passwords among them stay unsaid."""
-    (line,) = problems(
+    (line,) = judged(
         KAFKA_SECURITY_PROTOCOL="SASL_SSL",
         KAFKA_SASL_MECHANISM="hunter2",
         KAFKA_SASL_PASSWORD="hunter3",  # noqa: S106 - no one's
@@ -265,7 +277,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 )
 def test_a_value_that_would_fail_later_is_refused_now(name: str, value: str) -> None:
     """PostgreSQL's and Kafka's own rules are known before either is asked."""
-    (line,) = problems(**{name: value})
+    (line,) = judged(**{name: value})
     assert line.startswith(f"CONNECTOR_{name}: ")
 
 

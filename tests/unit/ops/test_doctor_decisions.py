@@ -235,6 +235,21 @@ def test_settings_that_the_cluster_does_not_tell_are_skipped() -> None:
     assert "DescribeConfigs" in next(finding.text for finding in findings if finding.level is Level.SKIPPED)
 
 
+def test_a_topic_that_only_the_sink_needs_may_be_hidden_from_the_reader() -> None:
+    """The account of one process passes with what the other needs; a topic that both need must be seen."""
+    without = {topic: state for topic, state in KAFKA.topics.items() if topic != "t.dead"}
+    findings = list(judge_kafka(replace(KAFKA, topics=without, hidden=frozenset({"t.dead"})), EXPECTED))
+    assert not failed(findings)
+    found = next(finding for finding in findings if finding.check == "dead-letter topic")
+    assert (found.level, "Write and Describe on topic t.dead" in found.remedy) == (Level.WARNING, True)
+
+    absent = judge_kafka(replace(KAFKA, topics=without), EXPECTED)
+    assert [finding.text for finding in absent if finding.level is Level.FAIL] == ["there is no topic t.dead"]
+    hidden = judge_kafka(replace(KAFKA, topics={}, hidden=frozenset({"t", "t.dead"})), EXPECTED)
+    told = [finding.remedy for finding in hidden if finding.level is Level.FAIL]
+    assert told == ["allow Describe on topic t to its account"]
+
+
 @pytest.mark.parametrize(
     ("group", "named"),
     [
