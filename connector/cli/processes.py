@@ -131,8 +131,7 @@ def _gauges(settings: Settings, metrics: Metrics) -> Gauges:
     )
 
     def backlog() -> None:
-        counts, _ = gauges.rows_by_status()
-        for status, rows in counts.items():
+        for status, rows in gauges.rows_by_status().by_status.items():
             metrics.outbox_rows.labels(status=status).set(rows)
         # A row whose `created_at` is ahead of the clock is not older than one that has just come.
         metrics.oldest_unconsumed_age_seconds.set(max(0.0, gauges.oldest_unconsumed_age() or 0.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from connector.ops.findings import size
 from connector.ops.slot_debt import catch_up_owed
 from connector.store.bookkeeping import Connection
 from connector.store.connections import connect, describe
-from connector.store.gauges import COUNT_BOUND, Gauges
+from connector.store.gauges import Gauges
 from connector.store.inspection import Inspection, Slot, Untold
 from connector.store.queries import Tables
 
@@ -69,7 +69,7 @@ class Snapshot:
     """The pipeline at one moment. What could not be asked is None, and `problems` tell why."""
 
     outbox: dict[str, int] | None
-    outbox_exact: bool
+    outbox_estimated: Collection[str]
     oldest_unconsumed_age_seconds: float | None
     slot: SlotStatus | None
     consumer: ConsumerStatus
@@ -129,10 +129,11 @@ class Status:
         problems = []
         away = False
         counts: dict[str, int] | None = None
-        exact, age, slot = False, None, None
+        estimated: Collection[str] = frozenset()
+        age, slot = None, None
         try:
             slot = self._slot()
-            counts, exact = self.gauges.rows_by_status(exact_below)
+            counts, estimated = self.gauges.rows_by_status(exact_below)
             age = self.gauges.oldest_unconsumed_age()
         except psycopg.Error as error:
             away = is_away(error)
@@ -144,7 +145,7 @@ class Status:
             away = True
             problems.append(f"Kafka: {self._admin.trouble() or error.args[0].str()}")
         age = None if age is None else max(0.0, age)
-        return Snapshot(counts, exact, age, slot, consumer, tuple(map(redact, problems)), away)
+        return Snapshot(counts, estimated, age, slot, consumer, tuple(map(redact, problems)), away)
 
     def _slot(self) -> SlotStatus:
         name = self._options.slot_name
@@ -189,7 +190,8 @@ def as_document(snapshot: Snapshot) -> dict[str, Any]:
     slot, consumer = snapshot.slot, snapshot.consumer
     return {
         "outbox": snapshot.outbox,
-        "outbox_exact": snapshot.outbox_exact,
+        "outbox_exact": snapshot.outbox is not None and not snapshot.outbox_estimated,
+        "outbox_estimated": sorted(snapshot.outbox_estimated),
         "oldest_unconsumed_age_seconds": snapshot.oldest_unconsumed_age_seconds,
         "slot": None if slot is None else {name: getattr(slot, name) for name in SlotStatus.__slots__},
         "consumer": {
@@ -236,15 +238,9 @@ def counted(snapshot: Snapshot) -> str:
     if snapshot.outbox is None:
         return "unknown"
     return "   ".join(
-        f"{status} {_count(rows, live=status != 'consumed', exact=snapshot.outbox_exact)}"
+        f"{status} {'about ' if status in snapshot.outbox_estimated else ''}{rows:,}"
         for status, rows in snapshot.outbox.items()
     )
-
-
-def _count(rows: int, *, live: bool, exact: bool) -> str:
-    if exact or (live and rows < COUNT_BOUND):
-        return f"{rows:,}"
-    return f"{rows:,} or more" if live else f"about {rows:,}"
 
 
 def oldest(snapshot: Snapshot) -> str:

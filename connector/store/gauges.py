@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import sql
 
 from connector.outbox import Status
 from connector.store.bookkeeping import Connection
@@ -14,8 +16,16 @@ from connector.store.queries import Tables
 EXACT_BELOW_BYTES = 32 * 1024 * 1024
 """A table up to this size is counted at every scrape; of a larger one, consumed rows are estimated."""
 
+COUNTING_SECONDS = 2.0
+"""How long it may take to count what is not consumed in a larger table: enough for some millions of rows."""
+
 COUNT_BOUND = 100_000
-"""Rows of one status are counted up to this many; beyond it the number shown is this one."""
+"""Where that is not enough, and of held rows, so many are counted."""
+
+_NONE = dict.fromkeys(map(str, Status), 0)
+_LIVE = ("pending", "published", "dead")
+_SHARE_OF_TIME = 0.05
+_OLDEST_ROWS = 2_000
 
 
 NO_SLOT = "missing"
@@ -27,6 +37,13 @@ WAITING_BOUND = 10_000
 _LATEST_ROWS = 5_000
 _LATENCY_SAMPLE = 500
 _LATEST_DEAD = 1_000
+
+
+class RowCounts(NamedTuple):
+    """How many rows there are of each status, and of which of them that is an estimate."""
+
+    by_status: dict[str, int]
+    estimated: frozenset[str] = frozenset()
 
 
 class SlotGauges(NamedTuple):
@@ -77,12 +94,19 @@ class Gauges:
         self._tables = tables
         self._slot = slot
         self._connection: Connection | None = None
+        self._live = RowCounts({})
+        self._count_again = float("-inf")
 
-    def _fetch(self, name: str, **arguments: object) -> list[tuple[Any, ...]]:
+    def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
+        return self._connection
+
+    def _fetch(self, name: str, **arguments: object) -> list[tuple[Any, ...]]:
         try:
-            return self._connection.execute(self._tables.query("gauges", name), arguments).fetchall()
+            return self._connected().execute(self._tables.query("gauges", name), arguments).fetchall()
+        except psycopg.errors.QueryCanceled:
+            raise
         except psycopg.OperationalError:
             self.close()
             raise
@@ -93,27 +117,49 @@ class Gauges:
             self._connection.close()
             self._connection = None
 
-    def rows_by_status(self, exact_below: int = EXACT_BELOW_BYTES) -> tuple[dict[str, int], bool]:
-        """Return the number of rows of each status, and whether all of them are exact."""
+    def rows_by_status(self, exact_below: int = EXACT_BELOW_BYTES) -> RowCounts:
+        """Count the rows of each status.
+
+        In a table of more than `exact_below` bytes consumed rows are estimated. The others are counted as often as that
+        takes a twentieth of the time, and estimated where it takes longer than `COUNTING_SECONDS`.
+        """
         outbox = str(self._tables.outbox)
         ((size,),) = self._fetch("outbox_size", outbox=outbox)
-        counts = {status.value: 0 for status in Status}
         if size <= exact_below:
-            counts.update(self._fetch("count_by_status"))
-            return counts, True
-        ((pending, published, dead),) = self._fetch("count_live_rows", bound=COUNT_BOUND)
+            return RowCounts(_NONE | dict(self._fetch("count_by_status")))
+        began = time.monotonic()
+        if began >= self._count_again:
+            self._live = self._count_live_rows()
+            ended = time.monotonic()
+            self._count_again = ended + (ended - began) / _SHARE_OF_TIME
+        live = self._live.by_status
         ((total,),) = self._fetch("estimate_all_rows", outbox=outbox)
-        counts |= {
-            "pending": pending,
-            "published": published,
-            "dead": dead,
-            "consumed": max(0, total - pending - published - dead),
-        }
-        return counts, False
+        consumed = max(0, round(total) - sum(live.values()))
+        return RowCounts(_NONE | live | {"consumed": consumed}, self._live.estimated | {"consumed"})
+
+    def _count_live_rows(self) -> RowCounts:
+        try:
+            with self._connected().transaction():
+                self._fetch("limit_counting", milliseconds=str(round(COUNTING_SECONDS * 1000)))
+                (counts,) = self._fetch("count_live_rows", bound=None)
+            return RowCounts(dict(zip(_LIVE, counts, strict=True)))
+        except psycopg.errors.QueryCanceled:
+            (counts,) = self._fetch("count_live_rows", bound=COUNT_BOUND)
+        by_status = dict(zip(_LIVE, counts, strict=True))
+        estimated = frozenset(status for status, rows in by_status.items() if rows >= COUNT_BOUND)
+        return RowCounts(by_status | {status: self._estimate(status) for status in estimated}, estimated)
+
+    def _estimate(self, status: str) -> int:
+        query = self._tables.query("gauges", "estimate_rows_of_status", status=sql.Literal(status))
+        ((plan,),) = self._connected().execute(query).fetchall()
+        return max(COUNT_BOUND, int(plan[0]["Plan"]["Plan Rows"]))
 
     def oldest_unconsumed_age(self) -> float | None:
-        """Return the age in seconds of the oldest row that is neither consumed nor dead; None where there is none."""
-        ((age,),) = self._fetch("oldest_unconsumed_age")
+        """Return the age in seconds of the oldest row that is neither consumed nor dead; None where there is none.
+
+        Looked for among the lowest ids, a bounded number of them.
+        """
+        ((age,),) = self._fetch("oldest_unconsumed_age", bound=_OLDEST_ROWS)
         return age  # type: ignore[no-any-return]
 
     def held(self) -> int:

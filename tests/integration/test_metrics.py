@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from confluent_kafka import Producer
 from prometheus_client.parser import text_string_to_metric_families
 
-from connector.outbox import Table
 from connector.store.connections import connect
 from connector.store.gauges import Gauges, SlotGauges
-from connector.store.queries import Tables
+from tests.integration.outbox_table import TABLES, OutboxTable
 from tests.integration.scenario import OUTBOX, Connection, Tap, is_streaming, one, set_up, statuses, write_wal
 from tests.services import Database, Kafka, Process, eventually
 
 GOOD = 300
 REFUSED = 4  # messages of one key: the first is refused, the others are held behind it
+
+
+@pytest.fixture
+def outbox(database: Database) -> Iterator[OutboxTable]:
+    """An empty outbox and an empty history."""
+    table = OutboxTable(database)
+    yield table
+    table.close()
 
 
 def page(process: Process) -> dict[str, float]:
@@ -133,8 +141,7 @@ def test_a_slot_that_is_gone_is_missing_and_pins_nothing(connector_env: dict[str
     """Its last sizes do not pass for today's."""
     set_up(connector_env)
     slot = connector_env["CONNECTOR_SLOT_NAME"]
-    tables = Tables(Table("public", "agent_outbox_messages"), Table("public", "chat_histories"))
-    gauges = Gauges(lambda: connect(database.url, name="test"), tables, slot)
+    gauges = Gauges(lambda: connect(database.url, name="test"), TABLES, slot)
     try:
         there = gauges.slot()
         assert there is not None
@@ -159,3 +166,57 @@ def test_a_date_of_creation_in_the_future_is_no_negative_age(
         for hours, least, most in ((-1, 3600, 3700), (1, 0, 0)):
             connection.execute(f"update {OUTBOX} set created_at = now() + %s * interval '1 hour'", [hours])
             assert least <= page(sink)["oldest_unconsumed_age_seconds"] <= most
+
+
+def test_the_rows_of_a_large_table_are_counted_or_estimated_well(
+    outbox: OutboxTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog is counted to the last row; consumed rows are estimated from the start; what takes too long is, too."""
+    database, connection = outbox.database, outbox.connection
+    connection.execute(f"alter table {OUTBOX} set (autovacuum_enabled = false)")
+    connection.execute(
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status)"
+        " select 'b', 't', 'k', '1',"
+        "        case when n <= 20000 then 'consumed' when n % 1000 = 0 then 'dead' else 'pending' end"
+        "   from generate_series(1, 140000) as n"
+    )
+    monkeypatch.setattr("connector.store.gauges._SHARE_OF_TIME", 1e-6)
+    exact = {"pending": 119_880, "published": 0, "consumed": 20_000, "dead": 120}
+    gauges = Gauges(lambda: connect(database.url, name="test"), TABLES, "")
+    try:
+        assert gauges.rows_by_status() == (exact, frozenset())
+        for _ in range(2):  # before the table was ever analyzed, and after
+            counts, estimated = gauges.rows_by_status(exact_below=0)
+            assert estimated == {"consumed"}
+            assert counts == exact | {"consumed": pytest.approx(20_000, rel=0.2)}
+            connection.execute(f"analyze {OUTBOX}")
+        # Not counted again before its time has come.
+        connection.execute(f"update {OUTBOX} set status = 'dead' where status = 'pending' and id < 21000")
+        assert gauges.rows_by_status(exact_below=0).by_status["dead"] == 120
+    finally:
+        gauges.close()
+
+    monkeypatch.setattr("connector.store.gauges.COUNTING_SECONDS", 0.001)
+    gauges = Gauges(lambda: connect(database.url, name="test"), TABLES, "")
+    try:
+        counts, estimated = gauges.rows_by_status(exact_below=0)
+        assert estimated == {"pending", "consumed"}
+        assert counts["pending"] == pytest.approx(118_881, rel=0.1)
+        assert counts["dead"] == 1_119
+    finally:
+        gauges.close()
+
+
+def test_the_oldest_age_is_that_of_the_oldest_row_whatever_its_id(outbox: OutboxTable) -> None:
+    """A transaction that began long before it enqueued has the older row; times that are infinite are no age."""
+    for age in ("1 minute", "1 hour"):
+        outbox.connection.execute(
+            f"insert into {OUTBOX} (biz_type, topic, message_key, payload, created_at)"
+            " values ('b', 't', 'k', '1', now() - %s::interval), ('b', 't', 'k', '1', '-infinity')",
+            [age],
+        )
+    gauges = Gauges(lambda: connect(outbox.database.url, name="test"), TABLES, "")
+    try:
+        assert gauges.oldest_unconsumed_age() == pytest.approx(3600, abs=60)
+    finally:
+        gauges.close()

@@ -49,7 +49,14 @@ def test_json_has_the_contracts_keys_and_nothing_more(env: dict[str, str], conne
     assert status.wait() == 0
     (line,) = status.stdout.splitlines()
     document = json.loads(line)
-    assert document.keys() == {"outbox", "outbox_exact", "slot", "consumer", "oldest_unconsumed_age_seconds"}
+    assert document.keys() == {
+        "outbox",
+        "outbox_exact",
+        "outbox_estimated",
+        "slot",
+        "consumer",
+        "oldest_unconsumed_age_seconds",
+    }
     assert document["outbox"] == NOTHING
     assert document["outbox_exact"] is True
     assert document["oldest_unconsumed_age_seconds"] is None

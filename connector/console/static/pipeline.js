@@ -122,7 +122,7 @@ function backlog(now) {
   }
   const most = Math.max(1, ...Object.values(now.outbox));
   replace("backlog", ...Object.entries(now.outbox).map(([name, rows]) => {
-    const about = now.outbox_exact ? "" : name === "consumed" ? "about " : rows >= 100_000 ? "at least " : "";
+    const about = now.outbox_estimated.includes(name) ? "about " : "";
     const bar = element("span", { class: `bar ${name}`, "aria-hidden": "true" });
     bar.style.width = `${(100 * rows) / most}%`;
     return element("li", {}, element("span", {}, name), element("span", { class: "count" }, about + count(rows)), bar);

@@ -34,7 +34,7 @@ def a_look(
         at=0.0,
         snapshot=Snapshot(
             COUNTS,
-            outbox_exact=True,
+            outbox_estimated=(),
             oldest_unconsumed_age_seconds=1.5,
             slot=slot or a_slot(),
             consumer=consumer,
