@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -536,15 +537,20 @@ class Reader:
             sent = Ledger()
             rows_sent = 0
             _log.info("catch_up_started", through=progress.catch_up_through, reason=progress.catch_up_reason)
-            with connect(
-                self._options.database_url,
-                name="outbox-connector reader (catch-up)",
-                statement_seconds=0,
-                idle_in_transaction_seconds=0,
-                prepare=False,
-            ) as connection:
-                table = Bookkeeping(connection, self._options.tables, self._options.slot_name)
-                for rows in table.catch_up_rows(progress.catch_up_through, _CATCH_UP_BATCH):
+            with (
+                connect(
+                    self._options.database_url,
+                    name="outbox-connector reader (catch-up)",
+                    statement_seconds=0,
+                    prepare=False,
+                ) as connection,
+                closing(
+                    Bookkeeping(connection, self._options.tables, self._options.slot_name).catch_up_rows(
+                        progress.catch_up_through, _CATCH_UP_BATCH
+                    )
+                ) as batches,
+            ):
+                for rows in batches:
                     sent.append(self._publishing.publish(rows))
                     rows_sent += len(rows)
                     reach(Point.CATCH_UP_HALF_WAY)

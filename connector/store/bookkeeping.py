@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -17,6 +17,8 @@ from connector.store.queries import Tables
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 _LONGEST_HINT_SECONDS = 86_400.0
+_BYTES_AT_ONCE: Final = 4 * 1024 * 1024
+_FIRST_LIMIT: Final = 16
 
 
 class Settled(NamedTuple):
@@ -100,6 +102,7 @@ class Bookkeeping:
         self.connection = connection
         self._tables = tables
         self._slot = slot
+        self._limit = _FIRST_LIMIT
 
     def _fetch(self, name: str, **arguments: object) -> psycopg.Cursor[tuple[Any, ...]]:
         return self.connection.execute(self._tables.query("reader", name), {"slot": self._slot, **arguments})
@@ -127,8 +130,8 @@ class Bookkeeping:
         return [outbox_id for (outbox_id,) in rows]
 
     def due_rows(self, limit: int) -> list[OutboxRow]:
-        """Return rows whose next attempt is due, in publishing order."""
-        records = self._fetch("due_rows", limit=limit).fetchall()
+        """Return rows whose next attempt is due, in publishing order; fewer where they are large."""
+        records = self._some("due_rows", limit)
         infinite = [outbox_id for outbox_id, *_, updated_at, due_at in records if None in {updated_at, due_at}]
         if infinite:
             self._fetch("make_times_finite", ids=infinite)
@@ -142,24 +145,45 @@ class Bookkeeping:
 
     def overlooked_rows(self, quiet_seconds: float, limit: int) -> list[OutboxRow]:
         """Return pending rows that neither the stream nor a retry will bring, untouched for `quiet_seconds`."""
-        return [_row(record) for record in self._fetch("overlooked_rows", quiet_seconds=quiet_seconds, limit=limit)]
+        return [_row(record) for record in self._some("overlooked_rows", limit, quiet_seconds=quiet_seconds)]
 
-    def catch_up_rows(self, through: int | None, batch: int) -> Iterator[list[OutboxRow]]:
+    def _some(self, name: str, limit: int, **arguments: object) -> list[tuple[Any, ...]]:
+        """Return the first rows, in memory that does not depend on their size: none is fetched before it is taken.
+
+        What was asked for is read to its end, so no more is asked for than twice what did fit the last time.
+        """
+        records: list[tuple[Any, ...]] = []
+        taken = left_out = 0
+        with self.connection.cursor() as cursor:
+            query = self._tables.query("reader", name)
+            for record in cursor.stream(query, {"limit": min(limit, self._limit), **arguments}, binary=True):
+                if taken < _BYTES_AT_ONCE:
+                    records.append(record)
+                    taken += len(record[4])
+                else:
+                    left_out += 1
+        self._limit = len(records) if left_out else max(self._limit, 2 * len(records))
+        return records
+
+    def catch_up_rows(self, through: int | None, batch: int) -> Generator[list[OutboxRow]]:
         """Yield every pending row up to an id, oldest first, in batches, all as one snapshot shows them.
 
-        One snapshot, because a row that commits meanwhile comes by the stream, and must not overtake its elders.
+        One snapshot, because a row that commits meanwhile comes by the stream, and must not overtake its elders. No row
+        is fetched before it is taken, and large ones make small batches. To be closed before the connection is.
         """
-        with self.connection.transaction():
-            self.connection.execute("set transaction isolation level repeatable read, read only")
-            with self.connection.cursor(name="outbox_catch_up", withhold=False) as cursor:
-                cursor.itersize = batch
-                cursor.execute(
-                    self._tables.query("reader", "catch_up_rows"),
-                    {"through": (1 << 63) - 1 if through is None else through},
-                    binary=True,
-                )
-                while records := cursor.fetchmany(batch):
-                    yield [_row(record) for record in records]
+        query = self._tables.query("reader", "catch_up_rows")
+        arguments = {"through": (1 << 63) - 1 if through is None else through}
+        rows: list[OutboxRow] = []
+        taken = 0
+        with self.connection.cursor() as cursor:
+            for record in cursor.stream(query, arguments, binary=True):
+                rows.append(_row(record))
+                taken += len(record[4])
+                if len(rows) == batch or taken >= _BYTES_AT_ONCE:
+                    yield rows
+                    rows, taken = [], 0
+            if rows:
+                yield rows
 
     def highest_pending_id(self, snapshot: str | None = None) -> int | None:
         """Return the highest id among pending rows that no retry will bring, as an exported snapshot shows them."""

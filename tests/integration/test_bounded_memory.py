@@ -1,4 +1,4 @@
-"""Memory stays within bounds whatever waits: a huge transaction, a huge backlog, a long outage under load.
+"""Memory stays within bounds whatever waits: a huge transaction, a huge backlog, large rows, a long outage under load.
 
 `BIG=1` runs them at full size: 1,000,000 rows each, and ten minutes without Kafka.
 """
@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.scenario import OUTBOX, Connection, one, set_up
-from tests.services import Database, Kafka, Process, environment, eventually
+from connector.publishing import MOST_BYTES_IN_FLIGHT
+from connector.replication import SENDER_TIMEOUT_SECONDS
+from tests.integration.scenario import (
+    OUTBOX,
+    Connection,
+    Tap,
+    all_published,
+    enqueue,
+    in_order,
+    is_streaming,
+    metric,
+    one,
+    set_up,
+)
+from tests.services import Database, Kafka, Process, TcpProxy, environment, eventually
 
 BIG = os.environ.get("BIG") == "1"
 ROWS = 1_000_000 if BIG else 60_000
@@ -72,6 +85,80 @@ def test_a_huge_backlog_stays_small_in_memory(
         pending = f"select 1 from {OUTBOX} where status = 'pending' limit 1"
         eventually(lambda: one(connection, pending) is None, within=WITHIN, what="the publishing of the backlog")
         settled(connection, ROWS, reader, connector("sink"))
+
+
+@pytest.fixture
+def proxy(kafka: Kafka) -> Iterator[TcpProxy]:
+    """What stands between the reader and Kafka."""
+    with kafka.proxy() as proxy:
+        yield proxy
+        Process.end_all()
+
+
+LARGE = 1_000_000
+LARGE_ROWS = 80
+
+
+def write_large(connection: Connection, topic: str, due: str = "null") -> None:
+    """Insert rows of a megabyte each that nothing makes smaller, more than may be in memory, in one transaction."""
+    connection.execute(
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, next_retry_at)"
+        " select 'chat_history_persist', %s, 'chat-' || n %% 3, jsonb_build_object('user_id', n, 'chat_id',"
+        "        'chat-' || n %% 3, 'message_content', (select string_agg(encode(sha512((n::text || part)::bytea),"
+        f"       'hex'), '') from generate_series(1, {LARGE // 128}) as part)), {due}"
+        f"   from generate_series(1, {LARGE_ROWS}) as n",
+        [topic],
+    )
+
+
+def test_large_rows_fill_the_pipe_by_their_bytes_and_the_server_is_answered_all_the_while(  # noqa: PLR0917 - fixtures
+    database: Database, kafka: Kafka, topic: str, connector: Start, connector_env: dict[str, str], proxy: TcpProxy
+) -> None:
+    """While Kafka says nothing, few bytes are taken from a session that outlives the server's patience; all arrive."""
+    set_up(connector_env)
+    session = "select pid, backend_start from pg_stat_activity join pg_stat_replication using (pid, backend_start)"
+    session += " where pid = (select active_pid from pg_replication_slots where slot_name = %s)"
+    slot = connector_env["CONNECTOR_SLOT_NAME"]
+    with database.connect() as connection, Tap(kafka, topic) as tap:
+        reader = is_streaming(connector("reader", CONNECTOR_KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{proxy.port}"))
+        tap.has(enqueue(connection, topic, "key", 1))
+        before = connection.execute(session, [slot]).fetchone()
+        assert before is not None
+        proxy.black_hole()
+        write_large(connection, topic)
+        full = MOST_BYTES_IN_FLIGHT // LARGE
+        eventually(lambda: metric(reader, "in_flight_messages") >= full, what="a full pipe")
+        until = time.monotonic() + SENDER_TIMEOUT_SECONDS + 2
+        while time.monotonic() < until:
+            assert metric(reader, "in_flight_messages") <= full + 2
+            assert connection.execute(session, [slot]).fetchone() == before
+            time.sleep(0.2)
+        proxy.restore()
+        tap.has(range(1, LARGE_ROWS + 2))
+        all_published(connection)
+        assert in_order(tap.sent)
+        assert connection.execute(session, [slot]).fetchone() == before
+        assert "reader_interrupted" not in reader.stderr
+        assert reader.peak_rss_mb < LIMIT_MB
+
+
+@pytest.mark.parametrize("what", ["caught up with", "due"])
+def test_large_rows_of_the_table_are_read_as_kafka_takes_them(  # noqa: PLR0917 - fixtures
+    database: Database, kafka: Kafka, topic: str, connector: Start, connector_env: dict[str, str], what: str
+) -> None:
+    """Also what does not come by the stream stays small in memory."""
+    set_up(connector_env)
+    with database.connect() as connection, Tap(kafka, topic) as tap:
+        if what == "due":
+            write_large(connection, topic, "now() - interval '1 minute'")
+        else:
+            connection.execute("select pg_drop_replication_slot(%s)", [connector_env["CONNECTOR_SLOT_NAME"]])
+            write_large(connection, topic)
+        reader = connector("reader")
+        tap.has(range(1, LARGE_ROWS + 1))
+        all_published(connection)
+        assert in_order(tap.sent)
+        assert reader.peak_rss_mb < LIMIT_MB
 
 
 @pytest.mark.skipif(not BIG, reason="takes more than ten minutes; BIG=1 runs it")

@@ -19,7 +19,7 @@ from connector.observability.metrics import ReaderMetrics
 from connector.outbox import Table
 from connector.publishing import MOST_IN_FLIGHT
 from connector.reader import Reader
-from connector.replication import FEEDBACK_SECONDS, SENDER_TIMEOUT_SECONDS, ReplicationConnection
+from connector.replication import FEEDBACK_SECONDS, ReplicationConnection
 from connector.settings import load_settings
 from connector.store.queries import Tables
 from connector.store.schema import migrate
@@ -751,7 +751,7 @@ def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, databas
         before = one(app, "select pg_current_wal_lsn()")
         ids += some(app, own_topic, 1)
         query = "select confirmed_flush_lsn > %s::pg_lsn from pg_replication_slots where slot_name = %s"
-        until = time.monotonic() + SENDER_TIMEOUT_SECONDS + 2  # a few feedbacks and keepalives
+        until = time.monotonic() + 2 * FEEDBACK_SECONDS + 1  # each asks for a keepalive
         while time.monotonic() < until:
             write_wal(app, 1)
             assert not one(app, query, [before, slot_of(env)])
