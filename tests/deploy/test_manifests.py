@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import json
 import re
+import signal
+import subprocess
+import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,8 +31,14 @@ VERSIONS = ("1.37", "1.28")
 # Types that operators bring; the cluster test asks a server for those where it has them.
 FOREIGN = {"keda.sh/v1alpha1", "monitoring.coreos.com/v1", "kafka.strimzi.io/v1"}
 GRACE_BEYOND_SHUTDOWN = 2
+A_WEEK = 7 * 24 * 60 * 60
+WAITS = "Deployment/outbox-connector-operator"
+# What a command needs, and so what is to be in its container's environment.
+NEEDS = {"prune": frozenset({"database"})}
+BOTH = frozenset({"database", "kafka"})
 
 
+@functools.cache
 def everything() -> dict[str, Manifest]:
     """Return each different resource of everything that can be rendered, by what it is."""
     return {json.dumps(m, sort_keys=True): m for m in chain.from_iterable(map(rendered, names()))}
@@ -37,6 +47,11 @@ def everything() -> dict[str, Manifest]:
 def all_pods() -> Iterator[Pod]:
     """Yield the pods of everything that can be rendered."""
     return pods(list(everything().values()))
+
+
+def command(container: Manifest) -> str:
+    """Return the command of the connector that a container of ours runs, or an empty text."""
+    return container.get("args", [""])[0]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", names())
@@ -112,16 +127,32 @@ def test_our_pods_ask_for_no_more_than_they_need() -> None:
 
 
 def test_every_command_exists() -> None:
-    """What our containers are started with is a command that the connector has, with its options."""
+    """What our containers are started with is a command that the connector has, with its options, or only waits."""
     for pod in all_pods():
         for container in pod.ours:
-            assert "command" not in container
-            parser().parse_args(container["args"])
+            assert ("command" in container) == (pod.owner == WAITS)
+            if pod.owner != WAITS:
+                parser().parse_args(container["args"])
+
+
+def test_the_pod_for_those_on_call_waits_until_it_is_told_to_end() -> None:
+    """What it is started with goes on, and ends at once and in order on SIGTERM."""
+    (container,) = next(pods([one(rendered("components/operator"), "Deployment", "outbox-connector-operator")])).ours
+    # A container's first process gets no signal that it neither handles nor blocks; here it is blocked from the start.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    waiting = subprocess.Popen([sys.executable, *container["command"][1:]], stderr=subprocess.PIPE)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        waiting.send_signal(signal.SIGTERM)
+        assert (waiting.wait(10), waiting.stderr.read() if waiting.stderr else b"") == (0, b"")
+    finally:
+        waiting.kill()
+        waiting.communicate()
 
 
 def test_liveness_knows_nothing_of_other_services() -> None:
     """Liveness is /livez and readiness /readyz, on the port of the settings: no outage elsewhere makes a restart."""
-    served = [(pod, c) for pod in all_pods() for c in pod.ours if c["args"][0] in {"reader", "sink"}]
+    served = [(pod, c) for pod in all_pods() for c in pod.ours if command(c) in {"reader", "sink"}]
     for pod, container in served:
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         for probe in ("startupProbe", "livenessProbe"):
@@ -155,7 +186,7 @@ def test_only_pods_whose_names_last_are_static_members() -> None:
     for pod in all_pods():
         for container in pod.ours:
             told = [entry for entry in container.get("env", []) if entry["name"] == "CONNECTOR_POD_NAME"]
-            assert bool(told) == (container["args"] == ["sink"] and pod.owner.startswith("StatefulSet/")), pod.owner
+            assert bool(told) == (command(container) == "sink" and pod.owner.startswith("StatefulSet/")), pod.owner
 
 
 @pytest.mark.parametrize("name", names())
@@ -168,10 +199,55 @@ def test_the_environment_is_what_the_connector_knows(name: str, tmp_path: Path) 
             environment = _environment(container, pod, manifests, directory)
             assert [variable for variable in environment if _target(variable) is None] == []
             environment.setdefault("CONNECTOR_KAFKA_BOOTSTRAP_SERVERS", "kafka:9092")
-            settings = load_settings(environment, needs=frozenset({"database", "kafka"}))
+            needs = NEEDS.get(command(container), BOTH)
+            settings = load_settings(environment, needs=needs)
+            if "kafka" in needs and settings.kafka_options:
+                _logs_in(settings.kafka_options, pod)
             grace = pod.spec["terminationGracePeriodSeconds"]
-            if container["args"][0] in {"reader", "sink"}:
+            if command(container) in {"reader", "sink"}:
                 assert grace > settings.shutdown_seconds + GRACE_BEYOND_SHUTDOWN, pod.owner
+            # Beside PostgreSQL it must wait: a pod with an ended container is not ready, and gets no connections.
+            assert (settings.start_deadline_seconds > A_WEEK) != pod.is_ours, pod.owner
+
+
+def _logs_in(options: Mapping[str, str], pod: Pod) -> None:
+    """See that a pod has an account of its own, if only one does."""
+    component = "reader" if not pod.is_ours else pod.labels["app.kubernetes.io/component"]
+    assert options["sasl.username"] == f"outbox-connector-kafka-{component}"
+    assert {"sasl.password", "ssl.ca.location"} <= options.keys()
+
+
+def test_a_port_in_the_configmap_does_not_part_probes_and_processes() -> None:
+    """The ConfigMap is for all pods; the port is that of each container's own probes, whatever it says."""
+    for pod in all_pods():
+        for container in pod.ours:
+            if any(name.endswith("Probe") for name in container):
+                assert {"name": "CONNECTOR_HTTP_PORT", "value": "8080"} in container["env"], pod.owner
+
+
+def test_the_port_beside_the_database_can_be_moved_as_the_page_says() -> None:
+    """The patch of docs/deploy.md moves the sidecar's port, for its probes and for the monitor too."""
+    page = (CHECKOUT / "docs/deploy.md").read_text("utf-8")
+    (patches,) = [
+        block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "CONNECTOR_HTTP_PORT" in block
+    ]
+    manifests = compose(["sidecar"], **yaml.safe_load(patches))
+    (reader,) = next(pods([one(manifests, "StatefulSet")])).ours
+    (port,) = reader["ports"]
+    told = [entry["value"] for entry in reader["env"] if entry["name"] == "CONNECTOR_HTTP_PORT"]
+    assert (port["name"], told) == ("outbox-http", [str(port["containerPort"])])
+    assert port["containerPort"] != load_settings({}, needs=frozenset()).http_port
+    assert {reader[probe]["httpGet"]["port"] for probe in reader if probe.endswith("Probe")} == {port["name"]}
+
+
+def test_by_one_label_all_that_is_ours_is_found_and_nothing_else() -> None:
+    """Uninstalling goes by the label `part-of`: every resource has it, but what holds the user's data does not."""
+    yours = {"postgres", "kafka"}
+    for manifest in everything().values():
+        if manifest["kind"] == "Secret":
+            continue
+        labelled = manifest["metadata"].get("labels", {}).get("app.kubernetes.io/part-of") == "outbox-connector"
+        assert labelled == (manifest["metadata"]["name"] not in yours), f"{manifest['kind']} {manifest['metadata']}"
 
 
 def _environment(container: Manifest, pod: Pod, manifests: list[Manifest], directory: Path) -> dict[str, str]:
