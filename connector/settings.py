@@ -52,6 +52,15 @@ _OPTIONS_NAMED_FILE = {
     "SASL_OAUTHBEARER_ASSERTION_JWT_TEMPLATE_FILE",
     "SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE",
 }
+_NAMES_WITH_UNDERSCORES = {"log_level"}
+# librdkafka's names for what has a variable of its own.
+_ALIASES = {
+    "CONNECTOR_KAFKA_METADATA_BROKER_LIST": "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS",
+    "CONNECTOR_KAFKA_GROUP_ID": "CONNECTOR_GROUP_ID",
+    "CONNECTOR_CONSUMER_GROUP_ID": "CONNECTOR_GROUP_ID",
+    "CONNECTOR_KAFKA_GROUP_INSTANCE_ID": "CONNECTOR_POD_NAME",
+    "CONNECTOR_CONSUMER_GROUP_INSTANCE_ID": "CONNECTOR_POD_NAME",
+}
 _SECRET_OPTION = re.compile(r"password|secret|passphrase|key\.pem|unsecure\.jwt|oauthbearer\.config|jaas\.config")
 _SECRET_PARAMETERS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 # Kubernetes gives every pod such variables for every Service of its namespace, so that a Service called `connector`
@@ -222,7 +231,7 @@ class Settings(BaseSettings):
     kafka_options: dict[str, str] = _setting(
         {},
         "any [librdkafka option](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), upper case "
-        "with `_` for `.`: `CONNECTOR_KAFKA_SECURITY_PROTOCOL`",
+        "with `_` for `.`: `CONNECTOR_KAFKA_SECURITY_PROTOCOL`; what a guarantee stands on may only be what it is",
         "what librdkafka accepts for the option",
         secret=True,
     )
@@ -437,15 +446,17 @@ def _read(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     for name, value in environ.items():
         if not name.startswith(_PREFIX) or not value.strip() or _is_service_link(name, value):
             continue
-        target = _target(name)
-        if target is None:
+        meant = _target(name)
+        if meant is None:
             problems[name] = _unknown(name)
-        elif not _is_text(value):
+            continue
+        target = _ALIASES.get(meant, meant)
+        if not _is_text(value):
             problems[name] = "is not UTF-8; set it to text that is"
-        elif target == name:
-            found[name] = value
-        elif environ.get(target, "").strip():
+        elif target != name and (target in found or environ.get(target, "").strip()):
             problems[target] = f"set twice, here and in {name}; remove one of them"
+        elif meant == name:
+            found[target] = value
         else:
             text, trouble = _file(value)
             if trouble:
@@ -515,7 +526,9 @@ def _by_field(found: Mapping[str, str]) -> dict[str, Any]:
             values[_FIELDS[variable]] = value.strip()
             continue
         prefix = next(prefix for prefix in _OPTION_PREFIXES if variable.startswith(prefix))
-        option = variable.removeprefix(prefix).lower().replace("_", ".")
+        option = variable.removeprefix(prefix).lower()
+        if option not in _NAMES_WITH_UNDERSCORES:
+            option = option.replace("_", ".")
         options[_OPTION_PREFIXES[prefix]][option] = value
     return values
 

@@ -26,6 +26,7 @@ PRODUCER_DEFAULTS: Final[dict[str, str | int | bool]] = {
     "batch.size": 256 * 1024,
     "message.max.bytes": LARGEST_MESSAGE,
     "message.timeout.ms": 0,
+    "retries": (1 << 31) - 1,
     "queue.buffering.max.messages": 100_000,
     "queue.buffering.max.kbytes": 2 * LARGEST_MESSAGE // 1024,
     "topic.metadata.refresh.interval.ms": 10_000,
@@ -44,6 +45,8 @@ _CONSUMER: Final[dict[str, str | int | bool]] = {
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 10,  # a partition whose queue was full would rest for a second, with the queue long empty
 }
+# Over what the environment says: by its name and by its older one.
+_COMMITS_WHAT_IS_STORED: Final = {"enable.auto.commit": True, "auto.commit.enable": True}
 _CLIENT: Final[dict[str, str | int | bool]] = {
     "client.id": "outbox-connector",
     "socket.keepalive.enable": True,
@@ -99,7 +102,7 @@ class Kafka(NamedTuple):
         if instance_id:
             own["group.instance.id"] = instance_id
         configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
-        configuration.update(error_cb=on_error, on_commit=on_commit)
+        configuration.update(error_cb=on_error, on_commit=on_commit, **_COMMITS_WHAT_IS_STORED)
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
 
     def log_reader(self, group_id: str, on_error: Callable[[KafkaError], None]) -> Consumer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
+from connector.kafka.clients import PRODUCER_DEFAULTS
 from connector.kafka.tokens import TOKEN_FILE, for_librdkafka, unreadable_token, without_mechanism
 
 _SIDES: Final[Mapping[str, type[Producer | Consumer]]] = {
@@ -16,30 +17,53 @@ _SIDES: Final[Mapping[str, type[Producer | Consumer]]] = {
     "CONNECTOR_CONSUMER_": Consumer,
 }
 
+
+class _Fixed(NamedTuple):
+    """An option that a guarantee stands on: why, and what it may be set to all the same, the value in use first."""
+
+    why: str
+    values: tuple[str, ...] = ()
+    at_least: int | None = None
+
+    def problem(self, value: str) -> str | None:
+        """Return why it may not have a value, or None."""
+        word = value.strip().lower()
+        if word in self.values or (self.at_least is not None and word.isdecimal() and int(word) >= self.at_least):
+            return None
+        if self.at_least is not None:
+            return f"must be {self.at_least} at the least: {self.why}"
+        return f"must be {self.values[0]}: {self.why}" if self.values else f"cannot be set: {self.why}"
+
+
+_TRUE: Final = ("true", "1", "t")
+_FALSE: Final = ("false", "0", "f")
 _OUTAGE: Final = "an outage is not a message's fault"
 _QUEUE: Final = "the queue must hold what the reader has in flight"
-_OFFSETS: Final = "an offset is committed only after the database has the message"
-_ACKS: Final = "an acknowledged message must be on every replica"
+# Whatever it says, only those offsets are committed that the sink has stored, once the database has the messages.
+_COMMIT: Final = _Fixed("it is a yes or a no", (*_TRUE, *_FALSE))
+_ACKS: Final = _Fixed("an acknowledged message must be on every replica", ("all", "-1"))
+_TIMEOUT: Final = _Fixed(_OUTAGE, ("0",))
+_RETRIES: Final = _Fixed(_OUTAGE, (str(PRODUCER_DEFAULTS["retries"]),))
 # What the guarantees stand on is not for the environment to change. Several options have two names.
 _FIXED: Final = {
-    "enable.idempotence": "a retried produce request would double messages",
+    "enable.idempotence": _Fixed("a retried produce request would double messages", _TRUE),
     "acks": _ACKS,
     "request.required.acks": _ACKS,
-    "message.timeout.ms": _OUTAGE,
-    "delivery.timeout.ms": _OUTAGE,
-    "retries": _OUTAGE,
-    "message.send.max.retries": _OUTAGE,
-    "delivery.report.only.error": "a message is published when Kafka says so",
-    "queue.buffering.max.messages": _QUEUE,
-    "queue.buffering.max.kbytes": _QUEUE,
-    "transactional.id": "the reader does not use transactions",
-    "metadata.broker.list": "it has a variable of its own, CONNECTOR_KAFKA_BOOTSTRAP_SERVERS",
-    "group.id": "it has a variable of its own, CONNECTOR_GROUP_ID",
-    "group.instance.id": "it has a variable of its own, CONNECTOR_POD_NAME",
-    "enable.auto.offset.store": _OFFSETS,
-    "enable.auto.commit": _OFFSETS,
-    "auto.commit.enable": _OFFSETS,
-    "partition.assignment.strategy": "partitions are taken over cooperatively",
+    "message.timeout.ms": _TIMEOUT,
+    "delivery.timeout.ms": _TIMEOUT,
+    "retries": _RETRIES,
+    "message.send.max.retries": _RETRIES,
+    "delivery.report.only.error": _Fixed("a message is published when Kafka says so", _FALSE),
+    "queue.buffering.max.messages": _Fixed(_QUEUE, ("0",), int(PRODUCER_DEFAULTS["queue.buffering.max.messages"])),
+    "queue.buffering.max.kbytes": _Fixed(_QUEUE, (), int(PRODUCER_DEFAULTS["queue.buffering.max.kbytes"])),
+    "transactional.id": _Fixed("the reader does not use transactions"),
+    "metadata.broker.list": _Fixed("it has a variable of its own, CONNECTOR_KAFKA_BOOTSTRAP_SERVERS"),
+    "group.id": _Fixed("it has a variable of its own, CONNECTOR_GROUP_ID"),
+    "group.instance.id": _Fixed("it has a variable of its own, CONNECTOR_POD_NAME"),
+    "enable.auto.offset.store": _Fixed("an offset is committed only after the database has the message", _FALSE),
+    "enable.auto.commit": _COMMIT,
+    "auto.commit.enable": _COMMIT,
+    "partition.assignment.strategy": _Fixed("partitions are taken over cooperatively", ("cooperative-sticky",)),
 }
 
 
@@ -53,9 +77,8 @@ def option_problems(
     found = False
     for (prefix, client), options in zip(_SIDES.items(), (kafka, producer, consumer), strict=True):
         for name, value in options.items():
-            problem = (
-                f"cannot be set: {_FIXED[name]}" if name in _FIXED else _refusal(client, {name: value}, alone=True)
-            )
+            fixed = _FIXED.get(name)
+            problem = (fixed and fixed.problem(value)) or _refusal(client, {name: value}, alone=True)
             if problem:
                 found = True
                 yield prefix + name.upper().replace(".", "_"), problem
@@ -74,7 +97,7 @@ def _refusal(client: type[Producer | Consumer], options: Mapping[str, str], *, a
         if alone or problem:
             return problem
     try:
-        client(for_librdkafka({**options, "group.id": "check", "log_level": 0, "logger": _silent()}))
+        client(for_librdkafka({"group.id": "check", "log_level": 0, **options, "logger": _silent()}))
     except KafkaException as error:
         text = str(error.args[0].str()).strip()
     except (TypeError, ValueError, AttributeError) as error:

@@ -469,7 +469,7 @@ def test_every_problem_of_the_configuration_is_told_at_once_without_secrets(comm
             "CONNECTOR_KAFKA_NO_SUCH_OPTION": "hunter2",
             "CONNECTOR_PRODUCER_LINGER_MS": "hunter2",
             "CONNECTOR_CONSUMER_AUTO_OFFSET_RESET": "hunter2",
-            "CONNECTOR_CONSUMER_ENABLE_AUTO_COMMIT": "false",
+            "CONNECTOR_CONSUMER_ENABLE_AUTO_OFFSET_STORE": "true",
         },
     ).start()
     assert process.wait(20) == 78
@@ -486,7 +486,7 @@ def test_every_problem_of_the_configuration_is_told_at_once_without_secrets(comm
         "KAFKA_NO_SUCH_OPTION",
         "PRODUCER_LINGER_MS",
         "CONSUMER_AUTO_OFFSET_RESET",
-        "CONSUMER_ENABLE_AUTO_COMMIT",
+        "CONSUMER_ENABLE_AUTO_OFFSET_STORE",
     }
     assert "hunter2" not in process.stderr + process.stdout
     assert "did you mean CONNECTOR_TOPICS?" in process.stderr

@@ -305,7 +305,10 @@ def test_no_offset_is_committed_before_the_transaction_that_settles_its_message(
     connector_env: dict[str, str],
 ) -> None:
     """A sink that is killed in the midst of its transaction leaves the offset where it was; the next one stores it."""
-    sink = connector("sink")
+    # By either name: the environment can neither end the committing of what was stored, nor let it come earlier.
+    sink = connector(
+        "sink", CONNECTOR_CONSUMER_ENABLE_AUTO_COMMIT="false", CONNECTOR_CONSUMER_AUTO_COMMIT_ENABLE="false"
+    )
     (first,) = reader.enqueue()
     wait_for(outbox, first)
     eventually(lambda: committed(kafka, connector_env) == 1, what="the first offset")
@@ -476,7 +479,7 @@ def test_a_sink_whose_name_another_one_takes_ends_and_says_so(
     """A consumer that is fenced is of no use any more: its sink ends, so that it is started again."""
     first = connector("sink", CONNECTOR_POD_NAME="sink-0")
     assigned(first)
-    second = connector("sink", CONNECTOR_POD_NAME="sink-0")
+    second = connector("sink", CONNECTOR_CONSUMER_GROUP_INSTANCE_ID="sink-0")  # its name among librdkafka's options
     assigned(second)
     assert first.wait() == 69
     assert "CONNECTOR_POD_NAME" in first.stderr

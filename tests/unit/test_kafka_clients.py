@@ -20,6 +20,7 @@ def test_the_consumer_moves_no_offset_by_itself_and_keeps_little() -> None:
     """Offsets are stored by the sink alone; what is fetched in advance is a few megabytes."""
     configuration = KAFKA._configuration(clients._CONSUMER)
     assert configuration["enable.auto.offset.store"] is False
+    assert configuration["enable.auto.commit"] is True
     assert configuration["auto.offset.reset"] == "earliest"
     assert configuration["partition.assignment.strategy"] == "cooperative-sticky"
     assert configuration["queued.max.messages.kbytes"] <= 16 * 1024

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from connector import settings as module
 from connector.errors import ConfigurationError
+from connector.kafka.clients import Kafka
 from connector.outbox import Table
 from connector.settings import Settings, describe, load_settings, parse_size, parse_table, with_table
 
@@ -269,7 +270,15 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         ("CONSUMER_FETCH_MIN_BYTES", "few"),
         ("KAFKA_ENABLE_IDEMPOTENCE", "false"),
         ("PRODUCER_REQUEST_REQUIRED_ACKS", "0"),
-        ("CONSUMER_GROUP_ID", "another"),
+        ("PRODUCER_MESSAGE_SEND_MAX_RETRIES", "3"),
+        ("PRODUCER_DELIVERY_TIMEOUT_MS", "120000"),
+        ("PRODUCER_QUEUE_BUFFERING_MAX_MESSAGES", "99999"),
+        ("PRODUCER_TRANSACTIONAL_ID", "x"),
+        ("PRODUCER_GROUP_ID", "another"),
+        ("CONSUMER_ENABLE_AUTO_OFFSET_STORE", "true"),
+        ("CONSUMER_ENABLE_AUTO_COMMIT", "maybe"),
+        ("CONSUMER_PARTITION_ASSIGNMENT_STRATEGY", "range"),
+        ("KAFKA_LOG_LEVEL", "loud"),
         ("POD_NAME", "x" * 250),
         ("GROUP_ID", "\udcff"),
         ("KAFKA_CLIENT_ID", "\udcff"),
@@ -279,6 +288,43 @@ def test_a_value_that_would_fail_later_is_refused_now(name: str, value: str) -> 
     """PostgreSQL's and Kafka's own rules are known before either is asked."""
     (line,) = judged(**{name: value})
     assert line.startswith(f"CONNECTOR_{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KAFKA_ENABLE_IDEMPOTENCE", "True"),
+        ("PRODUCER_ACKS", "all"),
+        ("PRODUCER_REQUEST_REQUIRED_ACKS", "-1"),
+        ("PRODUCER_RETRIES", "2147483647"),
+        ("PRODUCER_DELIVERY_TIMEOUT_MS", "0"),
+        ("PRODUCER_QUEUE_BUFFERING_MAX_MESSAGES", "1000000"),
+        ("CONSUMER_ENABLE_AUTO_COMMIT", "false"),
+        ("CONSUMER_ENABLE_AUTO_OFFSET_STORE", "false"),
+        ("CONSUMER_PARTITION_ASSIGNMENT_STRATEGY", "cooperative-sticky"),
+        ("KAFKA_LOG_LEVEL", "7"),
+    ],
+)
+def test_an_option_that_says_what_holds_anyway_is_taken(name: str, value: str) -> None:
+    """What a guarantee stands on may be set to what it is; and names with an underscore can be reached."""
+    settings = load(frozenset({"kafka"}), KAFKA_BOOTSTRAP_SERVERS="a:9092", **{name: value})
+    kafka = Kafka("127.0.0.1:1", settings.kafka_options, settings.producer_options, settings.consumer_options)
+    kafka.producer(lambda _: None)
+    kafka.consumer("group", None, lambda _: None, lambda *_: None).close()
+
+
+def test_librdkafkas_names_for_what_has_a_variable_of_its_own_are_understood(tmp_path: Path) -> None:
+    """Group, membership and brokers, each by value or by file; set by both names they are a problem."""
+    path = tmp_path / "group"
+    path.write_text("mine\n")
+    settings = load(
+        CONSUMER_GROUP_INSTANCE_ID="sink-0", CONSUMER_GROUP_ID_FILE=str(path), KAFKA_METADATA_BROKER_LIST="a:9092"
+    )
+    assert (settings.group_instance_id, settings.group_id) == ("sink-0", "mine")
+    assert settings.kafka_bootstrap_servers == "a:9092"
+    assert settings.kafka_options == settings.consumer_options == {}
+    (line,) = problems(CONSUMER_GROUP_INSTANCE_ID="sink-0", POD_NAME="sink-1")
+    assert line.startswith("CONNECTOR_POD_NAME: set twice, here and in CONNECTOR_CONSUMER_GROUP_INSTANCE_ID")
 
 
 def test_words_are_read_in_any_case_and_lists_without_their_blanks() -> None:
