@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -246,3 +247,43 @@ def test_everybody_can_read_it(outbox: OutboxTable, console: Console, page: Chro
             assert page.run(ACCESSIBILITY) == []
     assert page.run("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
     assert page.complaints == []
+
+
+def test_every_view_is_there_at_once_over_many_rows(outbox: OutboxTable, console: Console, page: Chromium) -> None:
+    """Of 200,000 messages, 5,000 of them dead: the whole page, a message, a key, the dead, and the last proof."""
+    outbox.connection.execute(
+        """
+        insert into agent_outbox_messages
+          (biz_type, topic, message_key, payload, status, last_error, published_at, consumed_at)
+        select 'chat_history_persist', 'topic', 'chat-' || n % 1000,
+          jsonb_build_object('message_content', repeat('x', 300)), case when n % 40 = 0 then 'dead' else 'consumed' end,
+          case when n % 40 = 0 then 'no such conversation' end, now(), case when n % 40 > 0 then now() end
+        from generate_series(1, 200000) as n
+        """
+    )
+    outbox.connection.execute("analyze")
+
+    def drawn(where: str, script: str) -> float:
+        page.open("about:blank")
+        began = time.monotonic()
+        page.open(f"{console.url}/{where}")
+        page.wait_for(script, within=30)
+        return time.monotonic() - began
+
+    console.now()
+    for where, script in {
+        "": "document.querySelectorAll('#stages li').length === 6",
+        "#message/123456": "document.getElementById('message').innerText.includes('stored and marked consumed')",
+        "#dead": "document.body.innerText.includes('5,000 dead messages')",
+    }.items():
+        assert min(drawn(where, script) for _ in range(3)) < 2, where
+
+    def answered(path: str) -> float:
+        began = time.monotonic()
+        assert console.ask(path).status == 200
+        return time.monotonic() - began
+
+    for path in ("/api/pipeline", "/api/messages?key=chat-7", "/api/messages/123456", "/api/dead", "/api/proof"):
+        assert min(answered(path) for _ in range(3)) < 1, path
+    files = {url for url in page.requested if url.startswith(console.url) and "/api/" not in url}
+    assert sum(len(console.ask(url.removeprefix(console.url)).text) for url in files) < 100_000
