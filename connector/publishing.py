@@ -47,20 +47,22 @@ class PublisherBroken(Exception):
 class Shipment:
     """Rows that are published together: their lot, and the one delivery callback of all of its messages."""
 
-    __slots__ = ("_publishing", "due", "lot", "spans")
+    __slots__ = ("_publishing", "asked", "due", "lot", "spans")
 
     def __init__(self, publishing: Publishing, *, due: bool) -> None:
         """Begin with no row; `due` rows come from the table because their time has come."""
         self._publishing = publishing
         self.due = due
         self.lot = Lot(time.monotonic())
+        self.asked = False
+        """Whether Kafka was asked something for one of the rows: meanwhile PostgreSQL waited for a word from us."""
         self.spans: OpenSpans | None = None
 
     @property
     def full(self) -> bool:
         """Whether the next row belongs into the next shipment, after a look at what is in flight."""
         lot = self.lot
-        return len(lot.fences) >= _ROWS_PER_LOT or lot.bytes >= _BYTES_PER_LOT or bool(lot.failures)
+        return len(lot.fences) >= _ROWS_PER_LOT or lot.bytes >= _BYTES_PER_LOT or bool(lot.failures) or self.asked
 
     def add(self, row: OutboxRow) -> None:
         """Hand a row to the producer. Whatever becomes of it, the lot hears of it."""
@@ -135,6 +137,7 @@ class Publishing:
         self._tracing = tracing
         self._kafka = kafka
         self._topics = set(topics)
+        self._wary_of: set[str] = set()
         self._metrics = metrics
         self._on_error = on_error
         self._on_answered = on_answered
@@ -145,7 +148,7 @@ class Publishing:
         self._publisher = self._new_publisher()
 
     def _new_publisher(self) -> Publisher:
-        publisher = Publisher(self._kafka, sorted(self._topics), self._on_error)
+        publisher = Publisher(self._kafka, sorted(self._topics), self._on_error, self._wary_of)
         _log.info("producer_ready", batch_bytes=publisher.batch_size)
         return publisher
 
@@ -188,7 +191,7 @@ class Publishing:
 
     def produce(self, shipment: Shipment, row: OutboxRow, value: bytes) -> None:
         """Hand one message to librdkafka, which copies it."""
-        if not self._takes(row.topic):
+        if not self._takes(row.topic, shipment):
             return  # it will be read again
         headers = decode_headers(row.headers) if row.headers is not None else None
         if headers and self._tracing is not None:
@@ -214,13 +217,14 @@ class Publishing:
                     reach(Point.ROW_PRODUCED)
                 return
 
-    def _takes(self, topic: str) -> bool:
+    def _takes(self, topic: str, shipment: Shipment) -> bool:
         """Tell whether the producer may go on; a topic that the settings do not name is asked for its limit first.
 
         Of a producer that is new to a topic a broker may refuse the first batch, and take the second.
         """
         if topic not in self._topics:
             self._topics.add(topic)
+            shipment.asked = True
             limit = self._publisher.limit_of(topic)
             if limit is not None and not self._publisher.suits(limit):
                 self._broken = f"topic {topic} takes {limit} bytes at most, less than a batch"
@@ -259,9 +263,11 @@ class Publishing:
         fate = fate_of(error)
         if fate is Fate.TOO_LARGE:
             limit = self._limit(topic, size)
-            if limit is not None and limit < self._publisher.batch_size:
+            if self._publisher.batch_size > (1 if limit is None else limit):
                 # The broker refused a whole batch; the message alone might pass.
-                self._broken = f"topic {topic} takes {limit} bytes at most, less than a batch"
+                self._wary_of.add(topic)
+                takes = "an unknown number of bytes" if limit is None else f"{limit} bytes"
+                self._broken = f"topic {topic} takes {takes} at most, less than a batch"
                 return
             text = (
                 f"the message takes about {size} bytes, more than topic {topic} allows (max.message.bytes"

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +41,8 @@ MOST_UNMARKED: Final = 500_000
 _CATCH_UP_BATCH = 100
 _START_PAUSE = 0.01
 _CHECK_SECONDS = 2.0
+# While a look waits for a lock the stream rests, and the server hears nothing from us.
+_LOCK_SECONDS = 1.0
 _CHECK_SECONDS_WHEN_IDLE = 5.0
 # Longer than the sweep needs to find what was changed last.
 _STILL_SECONDS = 45.0
@@ -192,12 +194,28 @@ class Reader:
         raise ServiceUnavailable(f"PostgreSQL stayed away past the start deadline: {problem}") from error
 
     def _await_kafka(self, deadline: float) -> None:
+        next_look = time.monotonic() + _CHECK_SECONDS
         while self._reachability.problem and not self._stopping:
             self._health.ready("reader", self._reachability.problem)
             self._health.beat("reader")
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(f"past the start deadline: {self._reachability.problem}")
+            if time.monotonic() > next_look:
+                self._keep_budget_of_nobody()
+                next_look = time.monotonic() + _CHECK_SECONDS
             time.sleep(_START_PAUSE)
+
+    def _keep_budget_of_nobody(self) -> None:
+        """Keep the slot within its budget where nobody leads, because Kafka has been away since we started."""
+        with (
+            suppress(psycopg.Error),  # it is tried again soon, and reported once Kafka is there
+            closing(ReplicationConnection.open(self._options.replication_url)) as replication,
+            connect(self._options.database_url, name="outbox-connector reader", prepare=False) as connection,
+        ):
+            books = Bookkeeping(connection, self._options.tables, self._options.slot_name)
+            if not replication.in_recovery() and replication.try_lock(self._options.slot_name):
+                self._system = replication.identify()
+                self._let_go_over_budget(books)
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next attempt, while deliveries go on."""
@@ -225,7 +243,11 @@ class Reader:
                 return
             # What it asks is asked seldom, and behind some poolers prepared statements get lost.
             with connect(
-                self._options.database_url, name="outbox-connector reader", statement_seconds=0, prepare=False
+                self._options.database_url,
+                name="outbox-connector reader",
+                statement_seconds=0,
+                lock_seconds=_LOCK_SECONDS,
+                prepare=False,
             ) as connection:
                 books = Bookkeeping(connection, self._options.tables, self._options.slot_name)
                 self._recognise(replication.identify())
@@ -390,7 +412,11 @@ class Reader:
         """Take the look that is due at what others may have done; tell whether the slot has reached its budget."""
         self._checked_at = time.monotonic()
         over_budget = self._over_budget(books, idle=idle)
-        self._watch_publication(books)
+        try:
+            self._watch_publication(books)
+        except psycopg.errors.LockNotAvailable:
+            # The table is being altered, or rewritten; the next look tells how.
+            self._checked_at = 0.0
         return over_budget
 
     def _watch_publication(self, books: Bookkeeping) -> None:
@@ -501,7 +527,8 @@ class Reader:
         oldest = next((lot for lot in self._stream.ledger if lot.awaited), None)
         if oldest is not None and time.monotonic() - oldest.opened_at > _SLOW_DELIVERY_SECONDS:
             self._reachability.doubt()
-        self._health.ready("reader", self._reachability.problem or self._bookkeeper.problem)
+        starting = None if self._ready_once else "the first catch-up from the table is not done yet"
+        self._health.ready("reader", self._reachability.problem or self._bookkeeper.problem or starting)
 
     def _answered(self, shipment: Shipment) -> None:
         self._bookkeeper.answered(shipment.lot, due=shipment.due)
@@ -592,9 +619,7 @@ class Reader:
             return
         replication.ping()
         self._report_readiness()
-        if self._over_budget(books, idle=False):
-            self._owe_all(books, _OVER_BUDGET)
-            self._drop_slot(books, _OVER_BUDGET)
+        if self._let_go_over_budget(books):
             self._prepare_slot(replication, books)
 
     # --- the WAL budget ----------------------------------------------------------------------------------------------
@@ -612,6 +637,14 @@ class Reader:
         if slot is None or slot.confirmed_lsn is None or pinned <= allowed:
             return False
         return books.current_wal_lsn() - slot.confirmed_lsn > allowed / 2
+
+    def _let_go_over_budget(self, books: Bookkeeping) -> bool:
+        """Give the slot up if it has reached its budget; tell whether it had."""
+        if not self._over_budget(books, idle=False):
+            return False
+        self._owe_all(books, _OVER_BUDGET)
+        self._drop_slot(books, _OVER_BUDGET)
+        return True
 
     def _owe_all(self, books: Bookkeeping, reason: str) -> None:
         """Write down that the table must be asked for everything, before the slot is given up."""

@@ -20,6 +20,7 @@ from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relat
 
 _FRAMES_PER_TURN: Final = 500
 _BEHIND_SECONDS: Final = 1.0
+_LONG_ANSWER_SECONDS: Final = 1.0
 # When nothing of ours is written, the position is confirmed in steps: each costs a write, which is WAL again.
 _IDLE_STEP_BYTES: Final = 256 * 1024
 
@@ -185,10 +186,16 @@ class Stream:
             reach(Point.ROW_READ)
         if not shipment.lot.fences:
             self.ledger.append(shipment.lot)
-        if self._sent is not None and self._sent.has(row):
+        if self._sent is not None and self._was_sent(self._sent, row, shipment):
             shipment.pass_over(row)
         else:
             shipment.add(row)
+
+    def _was_sent(self, sent: AlreadySent, row: OutboxRow, shipment: Shipment) -> bool:
+        began = time.monotonic()
+        found = sent.has(row)
+        shipment.asked = shipment.asked or time.monotonic() - began > _LONG_ANSWER_SECONDS
+        return found
 
 
 def _none_at_once(_frame: bytes) -> OutboxRow | None:

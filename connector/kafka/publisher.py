@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from confluent_kafka import KafkaError
 
@@ -12,15 +12,26 @@ from connector.kafka.deliveries import RECORD_OVERHEAD
 PARTITION_BY_KEY = -1
 """Instead of a partition's number: the partitioner decides."""
 
+_ANSWER_SECONDS = 2
+
 
 class Publisher:
     """A producer, with what is known of the topics' limits."""
 
-    def __init__(self, kafka: Kafka, topics: Iterable[str], on_error: Callable[[KafkaError], None]) -> None:
-        """Make the producer, its batches small enough for each of the topics, as far as they can be asked."""
+    def __init__(
+        self, kafka: Kafka, topics: Iterable[str], on_error: Callable[[KafkaError], None], wary_of: Collection[str] = ()
+    ) -> None:
+        """Make the producer, its batches small enough for each of the topics, as far as they can be asked.
+
+        Topics to be `wary_of` have refused a batch: if they do not tell their limit, each message goes alone.
+        """
         self._admin = kafka.admin()
         self._limits: dict[str, int | None] = {}
-        limits = [limit for topic in topics if (limit := self.limit_of(topic)) is not None]
+        names = list(topics)
+        self._ask(names)
+        limits = [limit for topic in names if (limit := self._limits[topic]) is not None]
+        if any(self._limits.get(topic) is None for topic in wary_of):
+            limits.append(0)
         wanted = int(
             kafka.producer_options.get("batch.size")
             or kafka.options.get("batch.size")
@@ -36,9 +47,14 @@ class Publisher:
     def limit_of(self, topic: str, *, again: bool = False) -> int | None:
         """Return the topic's `max.message.bytes`, or None where the broker does not tell."""
         if again or topic not in self._limits:
-            limit = self._admin.topic_settings([topic]).get(topic, {}).get("max.message.bytes")
-            self._limits[topic] = None if limit is None else int(limit)
+            self._ask([topic])
         return self._limits[topic]
+
+    def _ask(self, topics: list[str]) -> None:
+        told = self._admin.topic_settings(topics, _ANSWER_SECONDS)
+        for topic in topics:
+            limit = told.get(topic, {}).get("max.message.bytes")
+            self._limits[topic] = None if limit is None else int(limit)
 
     def suits(self, limit: int) -> bool:
         """Tell whether every batch stays below a topic's `max.message.bytes`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -47,7 +48,8 @@ class Subscription:
         )
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        consumer.incremental_assign(partitions)
+        with _or_start_again():
+            consumer.incremental_assign(partitions)
         self.assigned = (self.assigned or set()) | {(p.topic, p.partition) for p in partitions}
         if self._paused and partitions:
             consumer.pause(partitions)
@@ -55,7 +57,8 @@ class Subscription:
         _log.info("partitions_assigned", new=len(partitions), all=len(self.assigned))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        consumer.incremental_unassign(partitions)
+        with _or_start_again():
+            consumer.incremental_unassign(partitions)
         self._revoked += 1
         self.assigned = (self.assigned or set()) - {(p.topic, p.partition) for p in partitions}
         # Their next owner, be it us again, reads them anew, together with what the batch at hand loses.
@@ -66,7 +69,8 @@ class Subscription:
         """Return up to so many messages, or about 1 MiB, waiting so long for the first and not at all for the others.
 
         Raises:
-            ServiceUnavailable: the consumer is at its end, as when another one took its static membership.
+            ServiceUnavailable: the consumer is at its end, as when another one took its static membership. What it
+                had taken and not settled is read again by the next one.
         """
         if self._kept:
             messages, self._kept = self._kept, []
@@ -203,6 +207,15 @@ def ends_of(messages: Iterable[Message]) -> dict[tuple[str, int], int]:
     """Return by partition the offset behind the last of these messages, which are in the order of their partitions."""
     last = {(message.topic(), message.partition()): message for message in messages}
     return {(topic or "", partition or 0): (message.offset() or 0) + 1 for (topic, partition), message in last.items()}
+
+
+@contextmanager
+def _or_start_again() -> Iterator[None]:
+    """Let a rebalance that fails end the process: messages that were being taken meanwhile are in no one's hands."""
+    try:
+        yield
+    except KafkaException as error:
+        raise ServiceUnavailable(f"the rebalance of the group failed: {error.args[0].str()}: start again") from error
 
 
 def _on_commit(error: KafkaError | None, _partitions: list[TopicPartition]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 import psycopg
@@ -159,7 +160,8 @@ class Settlement:
         """Settle a batch of which every message can be stored; if there is another one, change nothing."""
         result = Result([], [], [])
         try:
-            with self.connection.transaction():
+            # It comes through where the connection breaks before all is undone; the next statement says so.
+            with suppress(psycopg.Rollback), self.connection.transaction():
                 first()
                 for group in groups:
                     ages = self._store_plain(group, meanwhile)

@@ -7,11 +7,12 @@ import random
 import re
 import string
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import NewTopic
+from confluent_kafka.admin import AclOperation, NewTopic
 
 from tests.integration.outbox_table import PAYLOAD, OutboxTable
 from tests.integration.scenario import Sent, Tap, forbidden, metric, set_up
@@ -342,14 +343,21 @@ def test_text_with_a_nul_is_retried_then_dead_and_its_neighbours_are_stored(
 # --- too large, unknown topic ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["its topic is configured", "its topic is not configured"])
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [(True, True), (False, True), (True, False)],
+    ids=["its topic is configured", "its topic is not configured", "its topic does not tell its limit"],
+)
 def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbours_arrive(
-    database: Database, complete_kafka: Kafka, topic: str, known: bool
+    database: Database, complete_kafka: Kafka, topic: str, known: bool, told: bool
 ) -> None:
     """The reason names size and limit; messages of the same topic that fit arrive, though together they would not."""
-    with complete_kafka.topic(config={"max.message.bytes": "10000"}) as small:
+    with ExitStack() as stack:
+        small = stack.enter_context(complete_kafka.topic(config={"max.message.bytes": "10000"}))
         env = environment(database, complete_kafka, small if known else topic)
         set_up(env)
+        if not told:
+            stack.enter_context(forbidden(complete_kafka, small, AclOperation.DESCRIBE_CONFIGS))
         outbox = OutboxTable(database)
         content = noise(1_500)
         rows = []
@@ -364,7 +372,7 @@ def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbo
         row = outbox.row(large)
         assert row.retry_count == 0
         assert _named_size(row.last_error) == pytest.approx(20_000, rel=0.05)
-        assert "max.message.bytes 10000" in (row.last_error or "")
+        assert f"max.message.bytes {10_000 if told else 'unknown'}" in (row.last_error or "")
         wait_for(outbox, rows[-1], "consumed")
         assert outbox.history() == rows
         assert metric(reader, 'dead_total{reason="message_too_large"}') == 1

@@ -203,6 +203,22 @@ def test_a_crash_in_the_catch_up_leaves_it_owed(
         assert not catch_up_owed(app)
 
 
+def test_a_reader_is_not_ready_before_its_first_catch_up_is_done(
+    app: Connection, connector: Start, connector_env: dict[str, str], topic: str
+) -> None:
+    """It is ready once it streams."""
+    _drop(app, slot_of(connector_env))
+    enqueue_many(app, topic, 500)
+    reader = connector("reader", CONNECTOR_FAILPOINTS="catch_up_half_way=delay:0.6")
+    half_way = lambda: [event for event in reader.events if event["event"] == "failpoint_reached"][2:]  # noqa: E731
+    eventually(half_way, what="a catch-up that is half-way")
+    assert readiness(reader) == 503
+    assert "first catch-up" in reader.http("/readyz").body
+    assert '"streaming"' not in reader.stderr
+    is_streaming(reader)
+    eventually(lambda: readiness(reader) == 200, what="readiness")
+
+
 def test_a_crash_between_owing_and_making_the_slot_is_no_gap(
     app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
 ) -> None:
@@ -667,6 +683,32 @@ def test_the_slot_stays_within_its_budget_while_kafka_is_away(
         assert (reader.stop(), sink.stop()) == (0, 0)
 
 
+@pytest.mark.slow
+def test_a_reader_that_starts_without_kafka_keeps_the_slot_within_its_budget(
+    durable_own_kafka: Kafka, own_database: Database, own_topic: str
+) -> None:
+    """Nobody leads before Kafka is there; the slot is given up all the same, and every row comes from the table."""
+    env = environment(own_database, durable_own_kafka, own_topic) | {"CONNECTOR_WAL_BUDGET": "64MB"}
+    set_up(env)
+    durable_own_kafka.stop()
+    with own_database.connect() as app:
+        ids = some(app, own_topic)
+        reader = Process("reader", env=env).start()
+        eventually(lambda: readiness(reader) == 503, ignoring=(OSError,), what="a reader that waits for Kafka")
+        write_wal(app, 100)
+        app.execute("checkpoint")
+        reader.wait_for_log("slot_given_up")
+        assert _retained(app, slot_of(env)) == 0
+        assert catch_up_owed(app)
+        ids += some(app, own_topic)
+        durable_own_kafka.start()
+        is_streaming(reader)
+        all_published(app)
+        with Tap(durable_own_kafka, own_topic) as tap:
+            tap.has(ids)
+            assert in_order(tap.sent)
+
+
 def test_an_idle_outbox_in_a_busy_database_pins_no_wal(
     app: Connection, connector: Start, connector_env: dict[str, str], tap: Tap, topic: str
 ) -> None:
@@ -736,6 +778,36 @@ def test_an_idle_database_is_left_alone(own_database: Database, kafka: Kafka, to
         )
         eventually(lambda: one(app, last), within=60, what="a reader that asks nothing")
     assert reader.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waits_for", ["a table that is altered", "limits of topics"])
+def test_the_server_hears_from_a_reader_that_waits(
+    database: Database, own_kafka: Kafka, own_topic: str, waits_for: str
+) -> None:
+    """Neither a lock on the outbox nor a Kafka that does not answer ends the session, and with it the leadership."""
+    env = environment(database, own_kafka, own_topic)
+    set_up(env)
+    reader = is_streaming(Process("reader", env=env).start())
+    heard = "select extract(epoch from reply_time)::float from pg_stat_replication where pid = %s"
+    with database.connect() as app, database.connect() as other, other.transaction():
+        some(app, own_topic)
+        all_published(app)
+        sender = one(app, "select active_pid from pg_replication_slots where slot_name = %s", [slot_of(env)])
+        if waits_for == "a table that is altered":
+            other.execute(f"lock table {OUTBOX} in access exclusive mode")
+        else:
+            own_kafka.stop()
+            for n in range(5):
+                enqueue(app, f"{own_topic}-{n}", "key", n)
+        since = float(one(app, "select extract(epoch from clock_timestamp())"))
+        eventually(
+            lambda: one(app, heard, [sender]) > since + 2 * FEEDBACK_SECONDS + 2,
+            within=SENDER_TIMEOUT_SECONDS,
+            what="a server that hears from its reader",
+        )
+        assert "reader_interrupted" not in reader.stderr
+        assert "producer_replaced" not in reader.stderr
 
 
 @pytest.mark.slow

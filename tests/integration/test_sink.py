@@ -587,7 +587,7 @@ def test_a_batch_that_takes_too_long_is_stored_in_halves_and_costs_no_retry(
     outbox: OutboxTable, connector: Callable[..., Process], reader: Reader
 ) -> None:
     """A statement that the server has cancelled was too much: its messages are tried in smaller parts."""
-    ids = reader.enqueue(8)
+    ids = reader.backlog(8, ["key"])  # sent together, so that they come together
     with outbox.database.connect() as other, other.transaction():
         other.execute("select from agent_outbox_messages where id = %s for update", [ids[-1]])
         sink = connector("sink")

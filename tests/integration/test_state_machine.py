@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
 
 from connector.backoff import backoff
+from connector.handlers import load_handlers
 from connector.outbox import Failure, Fence, Fences
 from connector.store.settlement import Result, Settlement
 from tests.integration.outbox_table import TABLES, OutboxTable, item
@@ -683,3 +685,20 @@ def _held_behind(outbox: OutboxTable, earlier: int) -> Settlement:
 
 def _everything(outbox: OutboxTable, outbox_id: int) -> object:
     return outbox.connection.execute("select * from agent_outbox_messages where id = %s", [outbox_id]).fetchone()
+
+
+def test_a_connection_that_breaks_before_a_batch_is_undone_is_an_outage(outbox: OutboxTable) -> None:
+    """No other error comes of it, and nothing has changed: the sink can try again."""
+    ids = [outbox.new(), outbox.new()]
+    outbox.settlement().settle([item(ids[1])], [])
+
+    class BreaksOff(Settlement):
+        def _store_plain(self, group: Any, meanwhile: Any) -> Any:
+            answer = super()._store_plain(group, meanwhile)
+            pid = self.connection.info.backend_pid
+            outbox.connection.execute("select pg_terminate_backend(%s, 10000)", [pid])
+            return answer
+
+    with pytest.raises(psycopg.OperationalError):
+        BreaksOff(outbox.connect(), TABLES, load_handlers(), strict=True).settle([item(one) for one in ids], [])
+    assert (outbox.row(ids[0]).status, outbox.history()) == ("pending", [ids[1]])

@@ -15,6 +15,7 @@ from tests.services import Process
 
 # A service stayed away past the start deadline, or somebody has killed it: an orchestrator starts it again.
 EXPECTED_ENDS = frozenset({-signal.SIGKILL, 69})
+_LAST_WORDS = 6_000
 
 
 class Supervised:
@@ -28,11 +29,15 @@ class Supervised:
         self.largest_mb = 0.0
         self.ends: Counter[int] = Counter()
         """How often it ended with which code."""
+        self.trouble: list[str] = []
+        """Each end that no fault explains: the code, and the last words."""
 
     def tend(self) -> None:
         """Start it if it is down and its time has come; measure it if it runs."""
         if self.process is not None and (code := self.process.returncode) is not None:
             self.ends[code] += 1
+            if code not in EXPECTED_ENDS:
+                self.trouble.append(f"{self.name} ended with code {code}:\n{self.process.stderr[-_LAST_WORDS:]}")
             self.process = None
             self._start_at = max(self._start_at, time.monotonic() + 0.2)
         if self.process is None and time.monotonic() >= self._start_at:
@@ -72,8 +77,3 @@ class Supervised:
         """End it with SIGTERM and return its exit code; None if it was down."""
         process, self.process = self.process, None
         return None if process is None else process.stop()
-
-    @property
-    def unexpected(self) -> dict[int, int]:
-        """Exit codes that no fault explains, with how often they came."""
-        return {code: count for code, count in self.ends.items() if code not in EXPECTED_ENDS}

@@ -223,7 +223,7 @@ class _Run:
             code = one.stop()
             if code not in {0, None}:
                 self._trouble.append(f"{one.name} ended with code {code} when it was asked to stop")
-            self._trouble += [f"{one.name} ended with code {c}, {n} times" for c, n in one.unexpected.items()]
+            self._trouble += one.trouble
             if one.largest_mb > MEMORY_LIMIT_MB:
                 self._trouble.append(f"{one.name} took {one.largest_mb:.0f} MB, more than {MEMORY_LIMIT_MB}")
 
@@ -314,7 +314,7 @@ class _Run:
 
         def leave() -> None:
             self._guests.remove(guest)
-            self._trouble += [f"{guest.name} ended with code {c}, {n} times" for c, n in guest.unexpected.items()]
+            self._trouble += guest.trouble
             if guest.process is not None and guest.process.returncode is None:
                 guest.process.terminate()
                 self._leaving.append((time.monotonic() + _LEAVE_SECONDS, guest.process))
