@@ -16,11 +16,12 @@ from psycopg import sql
 from connector.cli.composition import reader_options
 from connector.observability.health import Health
 from connector.observability.metrics import ReaderMetrics
-from connector.outbox import Table
+from connector.outbox import WAKE_PREFIX, OutboxRow, Table
 from connector.publishing import MOST_IN_FLIGHT
 from connector.reader import Reader
 from connector.replication import FEEDBACK_SECONDS, ReplicationConnection
 from connector.settings import load_settings
+from connector.store.bookkeeping import Bookkeeping
 from connector.store.queries import Tables
 from connector.store.schema import migrate
 from tests.integration.scenario import (
@@ -323,6 +324,18 @@ def test_a_publication_made_again_by_hand_at_once_loses_nothing(
     assert "overlooked_rows_found" not in reader.stderr
 
 
+@contextmanager
+def keeping_little_wal(app: Connection) -> Iterator[None]:
+    """Let the server invalidate a slot that pins more than a segment or two."""
+    app.execute("alter system set max_slot_wal_keep_size = '16MB'")
+    app.execute("select pg_reload_conf()")
+    try:
+        yield
+    finally:
+        app.execute("alter system reset max_slot_wal_keep_size")
+        app.execute("select pg_reload_conf()")
+
+
 @pytest.mark.slow
 def test_a_slot_that_the_server_has_invalidated_is_replaced(
     own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
@@ -330,37 +343,59 @@ def test_a_slot_that_the_server_has_invalidated_is_replaced(
     """Where the server gave the slot's WAL up, what it held comes from the table."""
     env = environment(own_database, kafka, topic)
     set_up(env)
-    with own_database.connect() as app:
-        try:
-            first = is_streaming(Process("reader", env=env).start())
-            ids = some(app, topic)
-            tap.has(ids)
-            assert first.stop() == 0
-            ids += some(app, topic)
-            app.execute("alter system set max_slot_wal_keep_size = '16MB'")
-            app.execute("select pg_reload_conf()")
+    with own_database.connect() as app, keeping_little_wal(app):
+        first = is_streaming(Process("reader", env=env).start())
+        ids = some(app, topic)
+        tap.has(ids)
+        assert first.stop() == 0
+        ids += some(app, topic)
 
-            def lost() -> bool:
-                write_wal(app, 20)
-                app.execute("checkpoint")
-                return bool(
-                    one(
-                        app, "select wal_status = 'lost' from pg_replication_slots where slot_name = %s", [slot_of(env)]
-                    )
-                )
+        def lost() -> bool:
+            write_wal(app, 20)
+            app.execute("checkpoint")
+            query = "select wal_status = 'lost' from pg_replication_slots where slot_name = %s"
+            return bool(one(app, query, [slot_of(env)]))
 
-            eventually(lost, within=60, what="the invalidation")
-            ids += some(app, topic)
-            second = is_streaming(Process("reader", env=env).start())
-            second.wait_for_log("slot_made", remedy="replace")
-            ids += some(app, topic)
-            tap.has(ids)
-            all_published(app)
-            assert in_order(tap.sent)
-            assert not catch_up_owed(app)
-        finally:
-            app.execute("alter system reset max_slot_wal_keep_size")
-            app.execute("select pg_reload_conf()")
+        eventually(lost, within=60, what="the invalidation")
+        ids += some(app, topic)
+        second = is_streaming(Process("reader", env=env).start())
+        second.wait_for_log("slot_made", remedy="replace")
+        ids += some(app, topic)
+        tap.has(ids)
+        all_published(app)
+        assert in_order(tap.sent)
+        assert not catch_up_owed(app)
+
+
+@pytest.mark.slow
+def test_a_slot_that_is_invalidated_under_a_reader_that_lags_is_replaced(
+    own_postgres: Postgres, own_database: Database, kafka: Kafka, topic: str, tap: Tap
+) -> None:
+    """While Kafka says nothing the server ends the stream and gives its WAL up; the same reader catches up later."""
+    env = environment(own_database, kafka, topic)
+    set_up(env)
+    with own_database.connect() as app, keeping_little_wal(app), kafka.proxy() as proxy:
+        through = {"CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy.port}"}
+        reader = is_streaming(Process("reader", env=env | through).start())
+        ids = some(app, topic)
+        tap.has(ids)
+        all_published(app)
+        proxy.black_hole()
+        ids += some(app, topic)
+
+        def replaced() -> bool:
+            write_wal(app, 20)
+            app.execute("checkpoint")
+            return any(event["event"] == "slot_made" and event["remedy"] == "replace" for event in reader.events)
+
+        eventually(replaced, within=60, what="the making of another slot")
+        ids += some(app, topic)
+        proxy.restore()
+        tap.has(ids, within=30)
+        all_published(app)
+        assert in_order(tap.sent)
+        eventually(lambda: not catch_up_owed(app), what="the end of the catch-up")
+        assert reader.stop() == 0
 
 
 def test_a_slot_of_another_kind_is_refused(app: Connection, connector: Start, connector_env: dict[str, str]) -> None:
@@ -927,3 +962,66 @@ def test_marks_that_cannot_be_written_do_not_grow_either(
                 assert len(tap.read(0.01)) <= 1_000 + 500 + A_LOT
         all_published(app)
         assert len(tap.has(range(1, 5_001))) == 5_000
+
+
+def test_nothing_is_looked_for_that_the_stream_has_still_to_bring(
+    database: Database, kafka: Kafka, topic: str, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long rows wait for Kafka, the sweep leaves them alone, and Kafka gets them once."""
+    monkeypatch.setattr("connector.retries.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("connector.bookkeeper._QUIET_SECONDS", 1.0)
+    with kafka.proxy() as proxy, database.connect() as app:
+        env = environment(database, kafka, topic)
+        set_up(env)
+        with in_this_process(env | {"CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy.port}"}) as reader:
+            tap.has(enqueue(app, topic, "key", 1))
+            all_published(app)
+            proxy.black_hole()
+            ids = some(app, topic)
+            eventually(lambda: reader._publishing.in_flight >= len(ids), what="the messages on their way")
+            until = time.monotonic() + 2  # a few sweeps
+            while time.monotonic() < until:
+                assert reader._publishing.in_flight == len(ids)
+                time.sleep(0.05)
+            proxy.restore()
+            tap.has(ids)
+            all_published(app)
+            assert len(tap.read()) == 1 + len(ids)
+
+
+HINTS = (b"", b"0", b"-1", b"-99999999999", b"99999999999", b"9" * 400, b"1e9", b"\x00\xff garbage", b"x" * 100_000)
+
+
+def test_hints_that_anybody_may_forge_do_no_harm(
+    database: Database, kafka: Kafka, topic: str, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they say and however many come, each row is published once, at its time; the table is not besieged."""
+    looks: list[float] = []
+    due_rows = Bookkeeping.due_rows
+
+    def counted(self: Bookkeeping, limit: int) -> list[OutboxRow]:
+        looks.append(time.monotonic())
+        return due_rows(self, limit)
+
+    monkeypatch.setattr(Bookkeeping, "due_rows", counted)
+    emit = "select count(pg_logical_emit_message(%s, %s, %s::bytea)) from generate_series(1, %s)"
+    env = environment(database, kafka, topic)
+    set_up(env)
+    with in_this_process(env), database.connect() as app, database.connect() as stranger:
+        stranger.execute("set role pg_monitor")
+        ids = enqueue(app, topic, "key", *range(10)) + enqueue(app, topic, "later", 10, due_in=2)
+        began = time.monotonic()
+        for transactional in (True, False):
+            for hint in HINTS:
+                stranger.execute(emit, [transactional, WAKE_PREFIX, hint, 1])
+            for hint in HINTS[:5]:
+                stranger.execute(emit, [transactional, WAKE_PREFIX, hint, 10_000])
+        ids += enqueue(app, topic, "key", *range(11, 20))
+        while time.monotonic() < began + 1.5:
+            stranger.execute(emit, [False, WAKE_PREFIX, b"0", 100])
+        tap.has(ids)
+        all_published(app)
+        lasted = time.monotonic() - began
+        assert len(tap.read()) == len(ids)
+        assert one(app, f"select published_at >= next_retry_at from {OUTBOX} where message_key = 'later'")
+        assert len([look for look in looks if look > began]) < lasted / 0.05 + 5
