@@ -19,7 +19,7 @@ from connector.observability.metrics import ReaderMetrics
 from connector.outbox import WAKE_PREFIX, OutboxRow, Table
 from connector.publishing import MOST_IN_FLIGHT
 from connector.reader import Reader
-from connector.replication import FEEDBACK_SECONDS, ReplicationConnection
+from connector.replication import FEEDBACK_SECONDS, SENDER_TIMEOUT_SECONDS, ReplicationConnection
 from connector.settings import load_settings
 from connector.store.bookkeeping import Bookkeeping
 from connector.store.queries import Tables
