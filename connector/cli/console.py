@@ -36,6 +36,7 @@ def _console(_: argparse.Namespace) -> int:
     console = Console(
         ConsoleOptions(
             status=status_options(settings),
+            dead_letter_topic=settings.dead_letter_topic,
             stored_types=tuple(in_history()),
             operator=who(settings.group_instance_id),
             host=settings.console_host,

@@ -22,11 +22,13 @@ from starlette.types import ASGIApp
 from connector.console.guard import Guard, is_authorized
 from connector.console.questions import MOST_ROWS, Busy, Questions
 from connector.console.sampler import INTERVAL_SECONDS, KEPT_SECONDS, Numbered, Sampler
-from connector.errors import ServiceUnavailable
+from connector.errors import ConnectorError
 from connector.kafka import KafkaException
 from connector.observability.health import Health
 from connector.observability.logs import get_logger, redact
+from connector.ops.latest_letters import MOST_LETTERS
 from connector.ops.status import as_document, told
+from connector.store.redrives import Place
 
 _MEDIA_TYPES: Final = {
     ".html": "text/html",
@@ -38,6 +40,7 @@ _LONGEST_QUERY: Final = 1_000
 _LONGEST_BODY: Final = 64 << 10
 _WRONG_TOKEN_SECONDS: Final = 1.0
 _HIGHEST_ID: Final = (1 << 63) - 1
+_HIGHEST_PLACE: Final = Place(partition=(1 << 31) - 1, offset=_HIGHEST_ID, time=_HIGHEST_ID)
 
 _log = get_logger("console")
 
@@ -83,6 +86,8 @@ def make_app(
         Route("/api/conversations", pages.of_conversation),
         Route("/api/dead", pages.dead),
         Route("/api/dead/rows", pages.dead_rows),
+        Route("/api/letters", pages.letters),
+        Route("/api/letters/redrive", pages.redrive_letters, methods=["POST"]),
         Route("/api/proof", pages.last_proof),
         Route("/api/proof", pages.prove, methods=["POST"]),
         Route("/api/redrive", pages.redrive, methods=["POST"]),
@@ -93,7 +98,7 @@ def make_app(
             HTTPException: _refused,
             psycopg.Error: _database_failed,
             KafkaException: _kafka_failed,
-            ServiceUnavailable: _service_failed,
+            ConnectorError: _service_failed,
             Busy: _busy,
             Exception: _defect,
         },
@@ -196,6 +201,9 @@ class _Pages:
         reason = request.query_params.get("reason", "")[:_LONGEST_QUERY]
         return Json({"rows": self._questions.dead_of_reason(reason, _text(request, "biz_type"))})
 
+    def letters(self, _: Request) -> Response:
+        return Json(self._questions.letters())
+
     def last_proof(self, _: Request) -> Response:
         return Json({"proof": self._questions.last_proof, "recorded": self._questions.recorded_proofs()})
 
@@ -206,12 +214,24 @@ class _Pages:
 
     async def redrive(self, request: Request) -> Response:
         await self._authorize(request)
-        ids, reason = _redrive_of(await _body(request))
-        client = request.client.host if request.client else "an unknown address"
-        by = f"{self._operator}, console, for {client}"
+        body = await _body(request)
+        ids, reason, by = [_id(str(each)) for each in _listed(body, "ids", MOST_ROWS)], _reason(body), self._by(request)
         moved = await run_in_threadpool(self._questions.redrive, ids, by, reason)
         _log.warning("redriven_from_console", asked=len(ids), moved=moved, by=by, reason=reason)
         return Json({"moved": moved})
+
+    async def redrive_letters(self, request: Request) -> Response:
+        await self._authorize(request)
+        body = await _body(request)
+        places = [_place(each) for each in _listed(body, "letters", MOST_LETTERS)]
+        reason, by = _reason(body), self._by(request)
+        moved = await run_in_threadpool(self._questions.redrive_letters, places, by, reason)
+        _log.warning("letters_redriven_from_console", asked=len(places), moved=moved, by=by, reason=reason)
+        return Json({"moved": moved})
+
+    def _by(self, request: Request) -> str:
+        client = request.client.host if request.client else "an unknown address"
+        return f"{self._operator}, console, for {client}"
 
     async def _authorize(self, request: Request) -> None:
         """Let pass whoever shows the token, in a header that no other site can make a browser send."""
@@ -237,13 +257,27 @@ async def _body(request: Request) -> Any:  # noqa: ANN401 - JSON is anything
         raise HTTPException(400, "the body is no JSON") from None
 
 
-def _redrive_of(body: Any) -> tuple[list[int], str | None]:  # noqa: ANN401 - JSON is anything
-    ids, reason = (body.get("ids"), body.get("reason") or None) if isinstance(body, dict) else (None, None)
-    if not isinstance(ids, list) or not 0 < len(ids) <= MOST_ROWS:
-        raise HTTPException(400, f"`ids` must be a list of 1 to {MOST_ROWS} ids")
+def _listed(body: Any, name: str, most: int) -> list[Any]:  # noqa: ANN401 - JSON is anything
+    listed = body.get(name) if isinstance(body, dict) else None
+    if not isinstance(listed, list) or not 0 < len(listed) <= most:
+        raise HTTPException(400, f"`{name}` must be a list of 1 to {most}")
+    return listed
+
+
+def _place(letter: Any) -> Place:  # noqa: ANN401 - JSON is anything
+    numbers = letter if isinstance(letter, list) else []
+    if len(numbers) != len(Place._fields) or not all(
+        type(number) is int and 0 <= number <= most for number, most in zip(numbers, _HIGHEST_PLACE, strict=True)
+    ):
+        raise HTTPException(400, "a letter is a list of its partition, its offset and its time in milliseconds")
+    return Place(*numbers)
+
+
+def _reason(body: Any) -> str | None:  # noqa: ANN401 - JSON is anything
+    reason = body.get("reason") or None
     if reason is not None and not (isinstance(reason, str) and len(reason) <= _LONGEST_QUERY and _is_storable(reason)):
         raise HTTPException(400, f"`reason` must be a text of at most {_LONGEST_QUERY} characters without NUL")
-    return [_id(str(outbox_id)) for outbox_id in ids], reason
+    return reason
 
 
 def _is_storable(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,14 +12,17 @@ from uuid import uuid4
 
 import psycopg
 
-from connector.kafka import Copies, Kafka, find_copies
+from connector.kafka import Copies, LetterBox, find_copies
+from connector.ops.latest_letters import LatestLetters, grouped, read_latest
+from connector.ops.redrive import RATE
+from connector.ops.redrive_letters import LetterOptions, redrive_letters
+from connector.ops.status import StatusOptions
 from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison
 from connector.store.connections import connect, is_conflict
 from connector.store.messages import Conversation, DeadGroup, Found, Life, Messages, Page
 from connector.store.proofs import MOST_SAMPLES, Recorded, Unproved, last_proofs
-from connector.store.queries import Tables
-from connector.store.redrives import Redrives, Run, Selection
+from connector.store.redrives import Place, Redrives, Run, Selection
 
 MOST_ROWS: Final = 500
 """So many dead rows of a group are listed, and can be put back at once."""
@@ -55,28 +59,30 @@ class Busy(Exception):
 class Questions:
     """Each question has a connection of its own, so that none outlives an outage; safe to use from any thread."""
 
-    def __init__(
-        self, database_url: str, kafka: Kafka, tables: Tables, group_id: str, stored_types: Sequence[str]
-    ) -> None:
+    def __init__(self, whom: StatusOptions, dead_letter_topic: str, stored_types: Sequence[str]) -> None:
         """Remember whom to ask; `stored_types` are the values of `biz_type` that are stored in history."""
-        self._database_url = database_url
-        self._kafka = kafka
-        self._tables = tables
-        self._group_id = group_id
+        self._database_url = whom.database_url
+        self._kafka = whom.kafka
+        self._tables = whom.tables
+        self._topics = whom.topics
+        self._group_id = whom.group_id
+        self._dead_letter_topic = dead_letter_topic
         self._stored_types = stored_types
         self._proving = threading.Lock()
         self.last_proof: ProofResult | None = None
         """The latest comparison of outbox and history, whoever asked for it."""
         self._room = threading.BoundedSemaphore(_AT_ONCE)
+        self._room_for_letters = threading.BoundedSemaphore(1)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if not self._room.acquire(timeout=_ANSWER_SECONDS):
+    def _turn(self, room: threading.BoundedSemaphore | None = None) -> Iterator[None]:
+        room = room or self._room
+        if not room.acquire(timeout=_ANSWER_SECONDS):
             raise Busy
         try:
             yield
         finally:
-            self._room.release()
+            room.release()
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -141,6 +147,45 @@ class Questions:
             times.append((message.published - _SECONDS_BEFORE_MARK, message.published + _CLOCKS_DIFFER))
         with self._turn():
             return find_copies(self._kafka, self._group_id, message.topic, outbox_id, times)
+
+    def letters(self) -> LatestLetters:
+        """Return the latest letters of the dead-letter topic, grouped by their reason; one look at a time.
+
+        Raises:
+            KafkaException, ServiceUnavailable: Kafka does not answer.
+            SetupRequired: there is no dead-letter topic.
+        """
+        topic = self._dead_letter_topic
+        with self._turn(self._room_for_letters):
+            with self._turn():
+                letters, held, complete = read_latest(LetterBox(self._kafka, topic, _ANSWER_SECONDS))
+            with self._connection() as connection:
+                groups = grouped(letters, Redrives(connection, self._tables), topic, self._topics)
+        return LatestLetters(topic, held, len(letters), complete, groups)
+
+    def redrive_letters(self, places: Sequence[Place], by: str, reason: str | None) -> int:
+        """Send these letters back but for those that were before, as `redrive --dead-letters` does; return how many.
+
+        Raises:
+            ConnectorError: Kafka or PostgreSQL refuses, or does not answer; what was sent until then is recorded.
+        """
+        options = LetterOptions(
+            database_url=self._database_url,
+            kafka=self._kafka,
+            tables=self._tables,
+            topics=self._topics,
+            dead_letter_topic=self._dead_letter_topic,
+            start_deadline_seconds=_ANSWER_SECONDS,
+            key=None,
+            error_like=None,
+            older_than=None,
+            redriven_by=by,
+            reason=reason,
+            rate=RATE,
+            places=frozenset(places),
+        )
+        with self._turn():
+            return redrive_letters(options, io.StringIO(), really=True)
 
     def recorded_proofs(self) -> list[Recorded]:
         """Return the last proofs of `reconcile` and of the sinks, the latest first."""

@@ -35,6 +35,7 @@ class ConsoleOptions:
     """
 
     status: StatusOptions
+    dead_letter_topic: str
     stored_types: tuple[str, ...]
     operator: str
     host: str
@@ -63,7 +64,7 @@ class Console:
         status = options.status
         self._flow = Flow(status)
         self._sampler = Sampler(self._flow.look, health)
-        questions = Questions(status.database_url, status.kafka, status.tables, status.group_id, options.stored_types)
+        questions = Questions(status, options.dead_letter_topic, options.stored_types)
         self._socket = _listen(options.host, options.port)
         app = make_app(
             self._sampler,

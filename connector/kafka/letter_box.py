@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -33,8 +34,12 @@ class Letter(NamedTuple):
     reason: str
     topic: str
     """Where it came from; empty where it does not tell."""
+    origin: str
+    """Its partition and offset there, as partition/offset."""
     complete: bool
     """Whether its value is whole: one too large for the dead-letter topic was left out."""
+    size: int
+    """How many bytes its value has, or had."""
 
 
 class Sending(NamedTuple):
@@ -51,10 +56,11 @@ class Sending(NamedTuple):
 class LetterBox:
     """Reads the letters in no consumer group, and sends them back with the producer that everything is sent with."""
 
-    def __init__(self, kafka: Kafka, topic: str) -> None:
-        """Remember the dead-letter topic; nothing is connected yet."""
+    def __init__(self, kafka: Kafka, topic: str, silence_seconds: float = 30.0) -> None:
+        """Remember the dead-letter topic, and for how long Kafka may say nothing; nothing is connected yet."""
         self._kafka = kafka
         self._topic = topic
+        self._silence_seconds = silence_seconds
         self._producer: Producer | None = None
 
     def stretches(self) -> dict[Partition, tuple[int, int]]:
@@ -66,7 +72,10 @@ class LetterBox:
         """
         ranges = self._ranges([self._topic])
         if not ranges:
-            raise SetupRequired(f"there is no dead-letter topic {self._topic}: run `outbox-connector setup`")
+            raise SetupRequired(
+                f"there is no dead-letter topic {self._topic} that this client may see: run `outbox-connector setup`,"
+                " or let its account describe and read the topic"
+            )
         return ranges
 
     def ends(self, topics: Iterable[str]) -> dict[str, dict[int, int]]:
@@ -97,7 +106,7 @@ class LetterBox:
             yield [_letter(message) for message in messages]
 
     def _scan(self, stretches: Mapping[Partition, tuple[int, int]]) -> Iterator[list[Message]]:
-        scan = LogScan(self._kafka, f"{self._topic}.redrive")
+        scan = LogScan(self._kafka, f"{self._topic}.redrive", self._silence_seconds)
         try:
             yield from scan.messages(stretches)
         finally:
@@ -170,14 +179,18 @@ def _letter(message: Message) -> Letter:
         value = told.get(HEADER_PREFIX + name, b"")
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
+    value = message.value()
+    left_out = text("value_bytes")
     return Letter(
         message.partition() or 0,
         message.offset() or 0,
         message.timestamp()[1],
         message.key(),
-        message.value(),
+        value,
         [(name, value) for name, value in headers_of(message) if not name.startswith(HEADER_PREFIX)],
         text("reason"),
         text("topic"),
+        f"{text('partition')}/{text('offset')}",
         complete=f"{HEADER_PREFIX}value_bytes" not in told,
+        size=int(left_out) if re.fullmatch(r"[0-9]{1,15}", left_out) else len(value or b""),
     )

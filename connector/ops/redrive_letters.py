@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TextIO
@@ -44,6 +44,8 @@ class LetterOptions:
     redriven_by: str
     reason: str | None
     rate: float
+    places: frozenset[Place] | None = None
+    """Only the letters at these, if they are given."""
 
 
 @dataclass(slots=True)
@@ -76,7 +78,7 @@ def redrive_letters(options: LetterOptions, out: TextIO, *, really: bool) -> int
     with connected() as connection, connected() as locking, refusals(), _kafka_refusals():
         redrives = Redrives(connection, options.tables)
         run = Run(uuid4(), options.redriven_by, options.reason, redrives.clock())
-        stretches = before(deadline, "Kafka", box.stretches)
+        stretches = _around(options.places, before(deadline, "Kafka", box.stretches))
         found = _look(options, box, stretches, redrives, run)
         out.writelines(f"{line}\n" for line in _as_lines(found, run))
         if not found.letters:
@@ -100,6 +102,19 @@ def redrive_letters(options: LetterOptions, out: TextIO, *, really: bool) -> int
     return sent
 
 
+def _around(
+    places: frozenset[Place] | None, stretches: dict[Partition, tuple[int, int]]
+) -> dict[Partition, tuple[int, int]]:
+    """Return the part of each stretch that holds the places."""
+    if places is None:
+        return stretches
+    parts = {}
+    for (topic, number), (first, end) in stretches.items():
+        if offsets := [each.offset for each in places if each.partition == number]:
+            parts[topic, number] = (max(first, min(offsets)), min(end, max(offsets) + 1))
+    return parts
+
+
 @contextmanager
 def _kafka_refusals() -> Iterator[None]:
     try:
@@ -116,16 +131,16 @@ def _look(
     found = _Found()
     for letters in box.read(stretches):
         wanted = [letter for letter in letters if _is_selected(letter, options, run)]
-        done = redrives.sent_back(options.dead_letter_topic, [_place(letter) for letter in wanted])
+        done = redrives.sent_back(options.dead_letter_topic, [place(letter) for letter in wanted])
         for letter in wanted:
-            obstacle = _obstacle(letter, options)
-            if _where(letter) in done:
+            why = obstacle(letter, options.topics)
+            if where(letter) in done:
                 found.sent_before += 1
-            elif obstacle is not None:
-                found.left[obstacle] += 1
+            elif why is not None:
+                found.left[why] += 1
             else:
                 found.letters += 1
-                found.reasons[re.sub(r"\b\d+\b", "N", letter.reason[:300])] += 1
+                found.reasons[shape(letter)] += 1
                 if len(found.samples) < SAMPLES:
                     found.samples.append(letter._replace(value=None))
     return found
@@ -152,7 +167,7 @@ class _Sender:
             wanted = [
                 letter
                 for letter in letters
-                if _is_selected(letter, self.options, self.run) and _obstacle(letter, self.options) is None
+                if _is_selected(letter, self.options, self.run) and obstacle(letter, self.options.topics) is None
             ]
             for start in range(0, len(wanted), pace.batch):
                 with self.lock.letters():
@@ -165,10 +180,10 @@ class _Sender:
     def _send(self, letters: list[Letter]) -> tuple[int, str | None]:
         """Send what was not sent before; return how much that is, and what went wrong."""
         topic, redrives = self.options.dead_letter_topic, self.redrives
-        done = redrives.sent_back(topic, [_place(letter) for letter in letters])
-        letters = [letter for letter in letters if _where(letter) not in done]
+        done = redrives.sent_back(topic, [place(letter) for letter in letters])
+        letters = [letter for letter in letters if where(letter) not in done]
         found = self._find(letters)
-        left = [letter for letter in letters if _where(letter) not in found]
+        left = [letter for letter in letters if where(letter) not in found]
         ends = self.box.ends({letter.topic for letter in left})
         redrives.announce_letters(topic, [_sent_back(letter) for letter in left], ends)
         sending = self.box.send_back(left)
@@ -176,14 +191,14 @@ class _Sender:
             self.run,
             topic,
             [_sent_back(letter) for letter in sending.taken],
-            [_place(letter) for letter in sending.refused],
+            [place(letter) for letter in sending.refused],
         )
         self.found += len(found)
         return len(found) + len(sending.taken), sending.problem
 
     def _find(self, letters: list[Letter]) -> set[tuple[int, int]]:
         """Record those of these letters that an interrupted run has sent, and return them."""
-        topic, places = self.options.dead_letter_topic, [_place(letter) for letter in letters]
+        topic, places = self.options.dead_letter_topic, [place(letter) for letter in letters]
         told = False
         while under_way := self.redrives.under_way(topic, places):
             youngest = min(letter.age for letter in under_way.values())
@@ -198,18 +213,20 @@ class _Sender:
             return set()
         since: dict[str, dict[int, int]] = {}
         for letter in letters:
-            if (known := under_way.get(_where(letter))) is not None:
+            if (known := under_way.get(where(letter))) is not None:
                 of_topic = since.setdefault(letter.topic, dict(known.ends))
                 for partition, end in known.ends.items():
                     of_topic[partition] = min(end, of_topic.get(partition, end))
         copied = self.box.copied(under_way, since)
         self.redrives.record_letters(
-            self.run, topic, [_sent_back(letter) for letter in letters if _where(letter) in copied]
+            self.run, topic, [_sent_back(letter) for letter in letters if where(letter) in copied]
         )
         return copied
 
 
 def _is_selected(letter: Letter, options: LetterOptions, run: Run) -> bool:
+    if options.places is not None and place(letter) not in options.places:
+        return False
     if options.key is not None and letter.key != options.key.encode():
         return False
     if options.older_than is not None and letter.time / 1000 > run.started_at.timestamp() - options.older_than:
@@ -220,25 +237,33 @@ def _is_selected(letter: Letter, options: LetterOptions, run: Run) -> bool:
     return re.search(pattern, letter.reason, re.IGNORECASE | re.DOTALL) is not None
 
 
-def _obstacle(letter: Letter, options: LetterOptions) -> str | None:
-    if letter.topic not in options.topics:
+def shape(letter: Letter) -> str:
+    """Return what a letter was refused for without the numbers that differ from letter to letter."""
+    return re.sub(r"\b\d+\b", "N", letter.reason[:300])
+
+
+def obstacle(letter: Letter, topics: Sequence[str]) -> str | None:
+    """Return why a letter cannot be sent back; None if it can."""
+    if letter.topic not in topics:
         return f"of topic {printable(letter.topic, LONGEST_ERROR)!r}, which is not in CONNECTOR_TOPICS"
     if not letter.complete:
         return "whose value was too large for the dead-letter topic: the original lies where their headers say"
     return None
 
 
-def _where(letter: Letter) -> tuple[int, int]:
+def where(letter: Letter) -> tuple[int, int]:
+    """Return a letter's partition and offset."""
     return letter.partition, letter.offset
 
 
-def _place(letter: Letter) -> Place:
+def place(letter: Letter) -> Place:
+    """Return where a letter lies, and since when."""
     return Place(letter.partition, letter.offset, letter.time)
 
 
 def _sent_back(letter: Letter) -> SentBack:
     key = None if letter.key is None else letter.key.decode("utf-8", "replace")
-    return SentBack(_place(letter), letter.topic, key, letter.reason)
+    return SentBack(place(letter), letter.topic, key, letter.reason)
 
 
 def _as_lines(found: _Found, run: Run) -> Iterator[str]:

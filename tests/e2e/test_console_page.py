@@ -8,8 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from confluent_kafka import Producer
 
 from connector.store.proofs import Unproved, Verdict, record_proof
+from tests.integration.letters import write_letter
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
 from tests.integration.scenario import is_streaming, set_up
 from tests.services import Database, Kafka, Process, eventually
@@ -72,6 +74,11 @@ def shows(page: Chromium, text: str) -> None:
     page.wait_for(f"document.body.innerText.includes({text!r})", within=30)
 
 
+def is_drawn(page: Chromium) -> None:
+    """Wait until the live part of the page is there: what is below it moves no more."""
+    page.wait_for("document.querySelectorAll('svg.chart path').length === 8", within=30)
+
+
 def test_a_message_is_followed_through_a_running_pipeline_by_keyboard_alone(
     outbox: OutboxTable, running: None, topic: str, console: Console, page: Chromium
 ) -> None:
@@ -84,14 +91,15 @@ def test_a_message_is_followed_through_a_running_pipeline_by_keyboard_alone(
     shows(page, "1 running")
     stages = page.run("[...document.querySelectorAll('#stages strong')].map((e) => e.textContent)")
     assert stages == ["Outbox", "WAL", "Reader", "Kafka", "Sink", "History"]
-    page.wait_for("document.querySelectorAll('svg.chart path').length === 8")
+    is_drawn(page)
     assert page.run("document.querySelector('svg.chart').getAttribute('aria-label')").startswith("Rate over the last")
 
     order = []
-    for _ in range(7):
+    for _ in range(8):
         page.press("Tab")
         order.append(page.run(FOCUSED))
-    assert order == ["Skip to the content", "Pipeline", "Find a message", "Dead messages", "Proof", "what", "Find"]
+    links = ["Pipeline", "Find a message", "Dead messages", "Dead letters", "Proof"]
+    assert order == ["Skip to the content", *links, "what", "Find"]
     page.run("document.getElementById('what').focus()")
     page.type(str(outbox_id))
     page.press("Enter")
@@ -127,16 +135,27 @@ def test_a_message_is_followed_through_a_running_pipeline_by_keyboard_alone(
     assert {urlsplit(url).netloc for url in page.requested if url.startswith("http")} == {f"127.0.0.1:{console.port}"}
 
 
-def test_hostile_rows_are_text_and_nothing_else(outbox: OutboxTable, console: Console, page: Chromium) -> None:
+def test_hostile_rows_and_letters_are_text_and_nothing_else(
+    outbox: OutboxTable, kafka: Kafka, topic: str, console: Console, page: Chromium
+) -> None:
     """Markup, scripts and characters that turn text around, in keys, kinds, errors and payloads, are only shown."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    write_letter(producer, HOSTILE, HOSTILE.encode(), HOSTILE, f"{topic}.dead", dead_letter_offset=HOSTILE)
     outbox_id = outbox.new(
         HOSTILE[:120], HOSTILE[:100], {"text": HOSTILE}, status="dead", last_error=HOSTILE, biz_type=HOSTILE[:60]
     )
     page.open(f"{console.url}/#message/{outbox_id}")
     shows(page, "given up: dead")
     shows(page, "1 dead messages")
+    shows(page, "No copy is in Kafka")
+    is_drawn(page)
     page.click("#dead-groups button.plain")
     page.wait_for("document.querySelectorAll('#dead-groups table table').length === 1")
+    page.click("#letters-read")
+    shows(page, "Looked at all 1 letters")
+    page.click("#letters-groups button.plain")
+    page.wait_for("document.querySelectorAll('#letters-groups table table').length === 1")
+    assert page.run("document.querySelector('#letters-groups').innerText.split('onerror=').length") == 6
     page.click("#dead-groups button.danger")
     page.wait_for("document.getElementById('redrive').open")
     assert page.run("document.title") == "Outbox connector"
@@ -161,7 +180,7 @@ def test_dead_messages_are_put_back_after_a_confirmation_with_the_token(
     other = outbox.new(status="dead", last_error="other")
     page.open(console.url)
     shows(page, "4 dead messages")
-    page.wait_for("document.documentElement.dataset.writable === 'true'")
+    is_drawn(page)
     page.click("#dead-groups button.danger")
     page.wait_for("document.getElementById('redrive').open")
     shows(page, "3 messages will be put back")
@@ -198,6 +217,38 @@ def test_dead_messages_are_put_back_after_a_confirmation_with_the_token(
     )
 
 
+def test_dead_letters_are_read_on_request_and_put_back_after_the_same_confirmation(
+    outbox: OutboxTable, kafka: Kafka, topic: str, console: Console, page: Chromium
+) -> None:
+    """Nothing is read before the button is pressed; all letters, or a group, go back once, with the token."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    for number in range(3):
+        write_letter(producer, topic, b"{" * number, f"not JSON, char {number}")
+    write_letter(producer, topic, b"{}", "no `outbox_id`")
+    page.open(console.url)
+    is_drawn(page)
+    assert not [url for url in page.requested if "letters" in url and not url.endswith(".js")]
+    page.click("#letters-read")
+    shows(page, "Looked at all 4 letters")
+    page.click("#letters-groups tbody button.danger")
+    page.wait_for("document.getElementById('redrive').open")
+    shows(page, "3 letters will be put back")
+    assert page.run("document.querySelectorAll('#redrive-rows li').length") == 3
+    page.type("a new sink")
+    page.press("Tab")
+    page.type(TOKEN)
+    page.press("Enter")
+    shows(page, "3 put back.")
+    page.press("Escape")
+    shows(page, "3 were sent back before.")
+    page.click("#letters-groups > p button.danger")
+    shows(page, "1 letter will be put back")
+    page.click("#redrive-do")
+    shows(page, "1 put back.")
+    page.wait_for("document.querySelectorAll('#letters-groups button.danger').length === 0")
+    assert page.complaints == []
+
+
 def test_without_a_token_set_nothing_offers_a_change(outbox: OutboxTable, connector: Start, page: Chromium) -> None:
     """A console that is read-only says so, and shows no button that would change anything."""
     outbox_id = outbox.new(status="dead", last_error="bad")
@@ -223,8 +274,10 @@ def test_the_page_says_that_the_console_is_away_and_goes_on_once_it_is_back(
     shows(page, "read-only")
 
 
-def test_everybody_can_read_it(outbox: OutboxTable, console: Console, page: Chromium) -> None:
+def test_everybody_can_read_it(outbox: OutboxTable, kafka: Kafka, topic: str, console: Console, page: Chromium) -> None:
     """In light and dark, on a telephone too: contrast, names, labels, headings, and nothing wider than the screen."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    write_letter(producer, topic, b"x" * 300, "not JSON")
     outbox.new(status="published")
     outbox.in_retry()
     outbox_id = outbox.new(status="dead", last_error="x" * 300)
@@ -233,11 +286,14 @@ def test_everybody_can_read_it(outbox: OutboxTable, console: Console, page: Chro
     page.open(f"{console.url}/#message/{outbox_id}")
     shows(page, "given up: dead")
     shows(page, "1 dead messages")
-    page.wait_for("document.querySelectorAll('svg.chart path').length === 8")
+    is_drawn(page)
     page.click("#prove")
     shows(page, "By this console: outbox and history agree")
     shows(page, "Not proved by reconcile: 1 messages do not agree (1 differing).")
     assert page.run("document.querySelector('#proof-shown li a').textContent") == f"#{outbox_id}"
+    page.click("#letters-read")
+    shows(page, "Looked at all 1 letters")
+    page.click("#letters-groups button.plain")
     page.click("#message .danger")
     page.wait_for("document.getElementById('redrive').open")
     for scheme in ("light", "dark"):

@@ -11,10 +11,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+from confluent_kafka import Producer
 
 from connector import cli
 from connector.cli import composition
 from connector.demo.embedded import free_port
+from tests.integration.letters import write_letter
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable
 from tests.integration.scenario import Tap, is_streaming, metric, set_up
 from tests.services import Database, Kafka, Process, eventually
@@ -200,6 +202,63 @@ def test_with_the_token_only_dead_messages_are_put_back_and_it_is_recorded(
     assert "console, for 127.0.0.1" in redrive["by"]
 
 
+def test_the_latest_dead_letters_are_shown_by_their_reason_and_put_back_once(
+    outbox: OutboxTable, kafka: Kafka, topic: str, console: Console
+) -> None:
+    """Each group tells its topic and samples, and what cannot go back why; with the token the others go back, once."""
+    assert console.ask("/api/letters").json() == {
+        "topic": f"{topic}.dead",
+        "held": 0,
+        "looked_at": 0,
+        "complete": True,
+        "groups": [],
+    }
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    write_letter(producer, topic, b"\xff{" + b"x" * 500, "not JSON, char 1", dead_letter_partition="3")
+    write_letter(producer, topic, HOSTILE[0].encode(), "not JSON, char 22", dead_letter_offset="7")
+    write_letter(producer, "somebody.elses", b"{}", "no `outbox_id`", f"{topic}.dead")
+    write_letter(producer, topic, None, "a large one", dead_letter_value_bytes="2000000")
+    answer = console.ask("/api/letters").json()
+    assert (answer["held"], answer["looked_at"], answer["complete"]) == (4, 4, True)
+    bad, *others = answer["groups"]
+    assert (bad["reason"], bad["topic"], bad["letters"], bad["sent_before"], bad["obstacle"]) == (
+        "not JSON, char N",
+        topic,
+        2,
+        0,
+        None,
+    )
+    assert [(sample["value"], sample["size"], sample["origin"]) for sample in bad["samples"]] == [
+        (HOSTILE[0], len(HOSTILE[0]), "/7"),
+        ("\ufffd{" + "x" * 298, 502, "3/"),
+    ]
+    by_reason = {group["reason"]: group for group in others}
+    foreign, large = by_reason["no `outbox_id`"], by_reason["a large one"]
+    assert "CONNECTOR_TOPICS" in foreign["obstacle"]
+    assert "too large" in large["obstacle"]
+    assert (foreign["sendable"], large["sendable"], large["samples"][0]["size"]) == ([], [], 2_000_000)
+
+    body = {"letters": bad["sendable"][:1], "reason": "a new sink"}
+    assert console.post("/api/letters/redrive", body, "wrong").status == 401
+    # Letters that nobody has: of another time, and of a place behind the end.
+    (partition, offset, at), _ = bad["sendable"]
+    others_time = {"letters": [[partition, offset, at - 1], [partition, 4711, at]]}
+    assert console.post("/api/letters/redrive", others_time).json() == {"moved": 0}
+    with Tap(kafka, topic) as tap:
+        assert console.post("/api/letters/redrive", body).json() == {"moved": 1}
+        body = {"letters": bad["sendable"]}
+        assert console.post("/api/letters/redrive", body).json() == {"moved": 1}
+        assert console.post("/api/letters/redrive", body).json() == {"moved": 0}
+        sent = tap.until(lambda sent: len(sent) >= 2)
+        assert [message.value for message in sent] == [HOSTILE[0].encode(), b"\xff{" + b"x" * 500]
+    (bad,) = [group for group in console.ask("/api/letters").json()["groups"] if group["letters"] == 2]
+    assert (bad["sent_before"], bad["sendable"]) == (2, [])
+    (by, reason), _ = outbox.connection.execute(
+        "select redriven_by, reason from outbox_connector_redrives order by id"
+    ).fetchall()
+    assert ("console, for 127.0.0.1" in by, reason) == (True, "a new sink")
+
+
 def test_nothing_is_changed_without_the_token_in_its_header(outbox: OutboxTable, console: Console) -> None:
     """No other token, no cookie and nothing that a form could send puts a message back."""
     dead = died(outbox, "too bad")
@@ -252,6 +311,9 @@ def test_wrong_questions_are_refused_and_none_fails(outbox: OutboxTable, console
     for body in [*bodies, {"ids": [1], "reason": 5}, {"ids": [1], "reason": "a\0b"}, {"ids": [1], "reason": "\ud800"}]:
         answer = console.post("/api/redrive", body, Content_Type="application/json")
         assert answer.status == 400, (body, answer)
+    letters = [[], [1], [[1, 2]], [[1, 2, -1]], [[True, 2, 3]], [["1", 2, 3]], [[1 << 31, 2, 3]], [[0, 0, 0]] * 1_001]
+    for wrong in [*letters, {}, None]:
+        assert console.post("/api/letters/redrive", {"letters": wrong}).status == 400, wrong
     assert console.post("/api/redrive", b"x" * 70_000, Content_Type="application/json").status == 413
     assert console.ask("/", method="DELETE").status == 405
     assert not [event for event in console.process.events if event["level"] in {"error", "critical"}]
@@ -351,9 +413,12 @@ def test_the_page_outlives_an_outage_of_the_database_and_recovers(
 def test_the_page_outlives_an_outage_of_kafka(outbox: OutboxTable, connector: Start) -> None:
     """While Kafka is away the database's part is shown, and a message without its copies."""
     outbox_id = outbox.new()
-    console = Console(connector("console", CONNECTOR_KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}"))
+    away = {"CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}", "CONNECTOR_CONSOLE_TOKEN": TOKEN}
+    console = Console(connector("console", **away))
     assert console.ask(f"/api/messages/{outbox_id}").status == 200
     assert console.ask(f"/api/messages/{outbox_id}/copies").status == 503
+    assert console.ask("/api/letters").status == 503
+    assert console.post("/api/letters/redrive", {"letters": [[0, 0, 0]]}).status == 503
     now = console.now()
     assert (now["outbox"]["pending"], now["consumer"]["lag"]) == (1, None)
     assert "Kafka" in now["problems"][0]
@@ -365,6 +430,7 @@ def test_before_setup_the_page_names_setup(connector: Start) -> None:
     console = Console(connector("console"))
     assert "outbox-connector setup" in console.now()["problems"][0]
     assert "outbox-connector setup" in console.ask("/api/dead").text
+    assert "outbox-connector setup" in console.ask("/api/letters").text
     os.kill(console.process.pid, signal.SIGINT)
     assert console.process.wait(20) == 0
 

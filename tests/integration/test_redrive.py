@@ -22,12 +22,15 @@ from psycopg.conninfo import make_conninfo
 from connector.cli import main
 from connector.errors import ConnectorError, SetupRequired
 from connector.kafka import Kafka as Connections
+from connector.kafka import LetterBox
+from connector.ops.latest_letters import read_latest
 from connector.ops.redrive import RedriveOptions, redrive
 from connector.ops.redrive_letters import LetterOptions, redrive_letters
 from connector.outbox import Failure, Fences, Status, Table
 from connector.store.queries import Tables
 from connector.store.redrives import Redrives, Run, Selection
 from connector.store.schema import migrate
+from tests.integration.letters import write_letter
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable, item
 from tests.integration.scenario import Tap, is_streaming, one, set_up
 from tests.services import Database, Kafka, Postgres, Process, environment, eventually
@@ -400,9 +403,7 @@ class Letters:
 
     def write(self, value: bytes, reason: str = "not JSON", topic: str | None = None, **headers: str) -> None:
         """Write a letter whose message came from the topic, or from another."""
-        told = {"dead_letter_reason": reason, "dead_letter_topic": topic or self.topic, **headers}
-        self._producer.produce(self.dead, value, b"key", headers={"traceparent": "00-1", **told})
-        assert self._producer.flush(20) == 0
+        write_letter(self._producer, topic or self.topic, value, reason, self.dead, **headers)
 
     def redrive(
         self, *, really: bool = True, rate: float = 1_000.0, out: io.StringIO | None = None, **given: Any
@@ -479,6 +480,16 @@ def test_letters_are_selected_and_those_that_cannot_go_back_are_told_of(letters:
     with Tap(kafka, letters.topic) as tap:
         assert [message.value for message in tap.until(lambda sent: sent)] == [b"b"]
     assert "1 dead letter sent back" in letters.redrive()
+
+
+def test_the_latest_letters_are_read_without_all_the_others(letters: Letters) -> None:
+    """No more than asked for, the latest first, however they lie in the partitions."""
+    for number in range(7):
+        letters.write(str(number).encode())
+    box = LetterBox(letters.kafka, letters.dead)
+    found, held, complete = read_latest(box, 3)
+    assert ([letter.value for letter in found], held, complete) == ([b"6", b"5", b"4"], 7, True)
+    assert len(read_latest(box, 100)[0]) == 7
 
 
 def test_a_topic_that_was_made_anew_has_letters_of_its_own(letters: Letters) -> None:

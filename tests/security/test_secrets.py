@@ -49,7 +49,15 @@ PROCESSES = ("reader", "sink", "console")
 ELSEWHERE = {
     "demo",  # it asks for no settings; below it is given a URL
 }
-CONSOLE_PAGES = ("/", "/api/pipeline", "/api/dead", "/api/proof", "/api/messages?key=k", "/api/messages/1/copies")
+CONSOLE_PAGES = (
+    "/",
+    "/api/pipeline",
+    "/api/dead",
+    "/api/proof",
+    "/api/letters",
+    "/api/messages?key=k",
+    "/api/messages/1/copies",
+)
 
 
 def with_password(url: str, password: str) -> str:
@@ -127,7 +135,7 @@ def test_no_command_shows_a_secret_where_everything_works(planted: dict[str, str
     console.now()
     answers = {path: console.ask(path) for path in CONSOLE_PAGES}
     answers["redrive"] = console.post("/api/redrive", {"ids": ["1"]}, "wrong")
-    assert [answer.status for answer in answers.values()] == [200] * 5 + [404, 401]
+    assert [answer.status for answer in answers.values()] == [200] * 6 + [404, 401]
     answers["redrive, allowed"] = console.post("/api/redrive", {"ids": ["1"]}, PLANTED["console"])
     said = [
         (f"{path} of {loop.name}", loop.http(path).body)

@@ -1,6 +1,7 @@
 // Starts the parts of the page.
 
 import { startDead } from "./dead.js";
+import { startLetters } from "./letters.js";
 import { startSearch } from "./messages.js";
 import { follow } from "./pipeline.js";
 import { startProof } from "./proof.js";
@@ -10,4 +11,5 @@ startRedrive();
 startSearch();
 follow();
 startDead();
+startLetters();
 startProof();
