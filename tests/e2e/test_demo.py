@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,26 +45,43 @@ class Demo:
             place.mkdir()
             place.chmod(0o711)
         self._popen: subprocess.Popen[bytes] | None = None
+        self._screen: threading.Thread | None = None
 
     def start(
         self,
         *arguments: str,
         python: Sequence[str] = ("-m", "connector"),
         variables: Mapping[str, str] | None = None,
+        on_terminal: bool = False,
     ) -> Self:
-        """Start it; returns at once."""
+        """Start it, its output in a file or on a terminal of 120 columns; returns at once."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONNECTOR_", "PG"))}
         own = {"TMPDIR": str(self.scratch), "HOME": str(self.home), "PYTHONPATH": str(_CHECKOUT), "LC_ALL": "C.UTF-8"}
-        with self._output.open("wb") as output:
+        if on_terminal:
+            own |= {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "50"}
+        with self._output.open("wb") as output, ExitStack() as stack:
+            if on_terminal:
+                screen, output_fd = pty.openpty()
+                stack.callback(os.close, output_fd)
+                self._screen = threading.Thread(target=self._record, args=(screen,))
             self._popen = subprocess.Popen(
                 [sys.executable, *python, "demo", *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=output_fd if on_terminal else output,
                 stderr=subprocess.STDOUT,
                 env=kept | own | dict(variables or {}),
                 cwd="/",
             )
+        if self._screen is not None:
+            self._screen.start()
         return self
+
+    def _record(self, screen: int) -> None:
+        """Write down what comes to a terminal, until nobody has it open any more."""
+        with open(screen, "rb", buffering=0) as source, self._output.open("ab") as output, suppress(OSError):
+            while shown := source.read(65_536):
+                output.write(shown)
+                output.flush()
 
     @property
     def output(self) -> str:
@@ -89,7 +108,10 @@ class Demo:
 
     def wait(self, within: float = 60.0) -> int:
         """Wait for its end and return its exit code."""
-        return self._process.wait(within)
+        code = self._process.wait(within)
+        if self._screen is not None:
+            self._screen.join(10)
+        return code
 
     def child(self, command: str) -> psutil.Process:
         """Return its child that runs a command of the connector."""
@@ -151,11 +173,32 @@ def test_the_demo_proves_that_every_message_is_stored_exactly_once_and_leaves_no
     assert demo.leftovers() == []
 
 
-@pytest.mark.parametrize("messages", [1, 10])
-def test_a_handful_of_messages_is_proven_too(demo: Demo, messages: int) -> None:
+def test_a_single_message_is_proven_too(demo: Demo) -> None:
     """A few messages make a small demo, not a failed one."""
-    assert demo.start("--messages", str(messages)).wait() == 0, demo.output
-    assert counts(demo.output)["enqueued"] == messages
+    assert demo.start("--messages", "1").wait() == 0, demo.output
+    assert counts(demo.output)["enqueued"] == 1
+    assert demo.leftovers() == []
+
+
+def test_on_a_terminal_a_panel_shows_the_pipeline_at_work(demo: Demo) -> None:
+    """Rates, backlog, lag, times and what happens are redrawn in one place, and are true in the last picture."""
+    assert demo.start("--messages", "60", on_terminal=True).wait() == 0, demo.output
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[│\r]", "", demo.output)
+    first, *_, last = pictures = shown.split("outbox-connector demo · ")[1:]
+    assert len(pictures) > 5
+    assert "\x1b[1A" in demo.output  # back to the top of the picture before
+    assert re.search(r"published +\d+ +0/s", first)
+    for name in ("published", "stored"):
+        assert any(re.search(rf"{name} +[\d,]+ +[1-9][\d,]*/s +[▁-█]", picture) for picture in pictures)
+    assert any(re.search(r"backlog +[1-9]\d* pending · \d+ published", picture) for picture in pictures)
+    assert any(re.search(r"\d s +#\d+ failed, attempt 1: next one in 1 s", picture) for picture in pictures)
+    assert re.search(r"enqueued +60 +of 60", last)
+    assert re.search(r"stored +59 ", last)
+    assert re.search(r"backlog +0 pending · 0 published · 0 waiting for a retry · 1 dead", last)
+    assert re.search(r"lag +[\d.]+ k?B of WAL · oldest unsettled message [\d.]+ m?s", last)
+    assert re.search(r"end to end +p50 [\d.]+ m?s · p99 [\d.]+ m?s", last)
+    assert "PROVEN" in last
+    assert "NOT PROVEN" not in last
     assert demo.leftovers() == []
 
 
