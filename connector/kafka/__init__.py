@@ -6,7 +6,7 @@ stores an offset only when told to, after the database has the message.
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from connector.kafka.admin import Admin, GroupMember, GroupState, TopicState
+from connector.kafka.admin import Admin, GroupMember, GroupState, Rights, TopicState
 from connector.kafka.already_sent import AlreadySent
 from connector.kafka.clients import Kafka
 from connector.kafka.copies import Copies, Copy, find_copies
@@ -42,6 +42,7 @@ __all__ = [
     "Publisher",
     "Reachability",
     "Record",
+    "Rights",
     "Subscription",
     "TopicState",
     "ends_of",

@@ -45,6 +45,13 @@ class GroupState(NamedTuple):
     members: list[GroupMember]
 
 
+class Rights(NamedTuple):
+    """What this client may do to topics and to a group, by Kafka's names, as far as the cluster tells."""
+
+    topics: Mapping[str, frozenset[str]]
+    group: frozenset[str] | None
+
+
 class Admin:
     """The few administrative calls: topics, their settings, the group's lag."""
 
@@ -89,6 +96,33 @@ class Admin:
                 if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                     found.add(topic)
         return frozenset(found)
+
+    def rights(self, topics: Sequence[str], group_id: str, timeout: float = 5) -> Rights:
+        """Return what this client may do; nothing is told of topics that it may not see, or by some brokers at all."""
+        found = {}
+        if topics:
+            of_topics = self._client.describe_topics(
+                TopicCollection([*topics]), include_authorized_operations=True, request_timeout=timeout
+            )
+            for topic, future in of_topics.items():
+                try:
+                    operations = future.result().authorized_operations
+                except KafkaException:
+                    continue
+                if operations is not None:
+                    found[topic] = frozenset(operation.name for operation in operations)
+        return Rights(found, self._rights_on_group(group_id, timeout))
+
+    def _rights_on_group(self, group_id: str, timeout: float) -> frozenset[str] | None:
+        ask = self._client.describe_consumer_groups
+        try:
+            group = _from_coordinator(
+                lambda: ask([group_id], include_authorized_operations=True, request_timeout=timeout), timeout
+            )
+        except KafkaException as error:
+            return frozenset() if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED else None
+        operations = group.authorized_operations
+        return None if operations is None else frozenset(operation.name for operation in operations)
 
     def create_topics(self, names: Sequence[str], partitions: int, replication: int, timeout: float = 30) -> list[str]:
         """Make the topics that are not there; return the names of those made.

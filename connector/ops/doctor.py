@@ -151,6 +151,7 @@ def _ask_kafka(admin: Admin, expected: Expectations) -> KafkaFacts:
         _or_why_not(lambda: admin.group(expected.group_id, ANSWER_SECONDS)),
         _or_why_not(lambda: consumer_lag(admin, expected.group_id, partitions, ANSWER_SECONDS)),
         admin.hidden([topic for topic in wanted if topic not in topics], ANSWER_SECONDS),
+        admin.rights(ours, expected.group_id, ANSWER_SECONDS),
     )
 
 

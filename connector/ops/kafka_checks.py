@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from connector.kafka import GroupState, TopicState
+from connector.kafka import GroupState, Rights, TopicState
 from connector.ops.consumer_lag import PartitionLag
 from connector.ops.expectations import Expectations
 from connector.ops.findings import Finding, Verdict, fail, listed, ok, size, skipped, warning
 
 _SETUP: Final = "run `outbox-connector setup`"
 _ORDINARY_MESSAGE: Final = 1_000_000
+_UNTOLD: Final = Rights({}, None)
 _SHORT_RETENTION_MS: Final = 24 * 60 * 60 * 1000
 
 
@@ -28,6 +29,7 @@ class KafkaFacts:
     group: GroupState | str
     lags: Sequence[PartitionLag] | str
     hidden: frozenset[str] = frozenset()
+    rights: Rights = _UNTOLD
 
 
 Check = Callable[[KafkaFacts, Expectations], Iterable[Verdict]]
@@ -152,6 +154,52 @@ def _limit(settings: Mapping[str, str]) -> str:
     return "an unknown size" if limit < 0 else size(limit)
 
 
+def _rights(facts: KafkaFacts, expected: Expectations) -> Iterator[Verdict]:
+    """Tell which process this client's account may serve; as with the database's roles, only one for neither fails."""
+    if not facts.rights.topics and facts.rights.group is None:
+        yield skipped("the cluster does not tell what this client may do")
+        return
+    reader, sink = _lacks_for_reader(facts, expected), _lacks_for_sink(facts, expected)
+    if not reader and not sink:
+        yield ok("this client's account may serve reader and sink")
+    elif not sink:
+        yield warning(
+            "this client's account may serve the sink only; fine if the reader uses another", _allow("reader", reader)
+        )
+    elif not reader:
+        yield warning(
+            "this client's account may serve the reader only; fine if the sink uses another", _allow("sink", sink)
+        )
+    else:
+        yield fail(
+            "this client's account may serve neither reader nor sink",
+            f"{_allow('reader', reader)}; {_allow('sink', sink)}",
+        )
+
+
+def _lacks_for_reader(facts: KafkaFacts, expected: Expectations) -> list[str]:
+    return [f"Write on topic {topic}" for topic in expected.topics if not _may(facts, topic, "WRITE")]
+
+
+def _lacks_for_sink(facts: KafkaFacts, expected: Expectations) -> list[str]:
+    dead, group = expected.dead_letter_topic, facts.rights.group
+    lacks = [f"Read on topic {topic}" for topic in expected.topics if not _may(facts, topic, "READ")]
+    if group is not None and "READ" not in group:
+        lacks.append(f"Read on group {expected.group_id}")
+    if dead in facts.hidden or not _may(facts, dead, "WRITE"):
+        lacks.append(f"Write on topic {dead}")
+    return lacks
+
+
+def _may(facts: KafkaFacts, topic: str, operation: str) -> bool:
+    told = facts.rights.topics.get(topic)
+    return told is None or operation in told  # of a topic that is missing or hidden another check tells
+
+
+def _allow(process: str, rights: Sequence[str]) -> str:
+    return f"for the {process}: allow {', '.join(rights)}"
+
+
 def _group(facts: KafkaFacts, expected: Expectations) -> Iterator[Verdict]:
     group, start = facts.group, "start a sink"
     name = expected.group_id
@@ -202,6 +250,7 @@ def _lag(facts: KafkaFacts, expected: Expectations) -> Iterator[Verdict]:
 CHECKS: Final[Mapping[str, Check]] = {
     "topics": _topics,
     "dead-letter topic": _dead_letter_topic,
+    "Kafka rights": _rights,
     "consumer group": _group,
     "consumer lag": _lag,
 }

@@ -141,7 +141,7 @@ def test_each_account_may_do_what_it_is_for(
         store(app, topic)
     eventually(lambda: letters(broker, topic) == 1, within=30, what="the dead letter")
 
-    of_reader, _, *looks = ran(
+    of_reader, of_sink, *looks = ran(
         ("doctor", accounts["reader"]),
         ("doctor", accounts["sink"]),
         ("status --json", accounts["operator"]),
@@ -150,9 +150,32 @@ def test_each_account_may_do_what_it_is_for(
         ("redrive --dead-letters --yes", accounts["operator"]),
     )
     assert f"may not see topic {topic}.dead" in of_reader
+    assert "account may serve the reader only" in of_reader
+    assert "account may serve the sink only" in of_sink
+    assert f"for the reader: allow Write on topic {topic}" in of_sink
     assert [json.loads(look)["consumer"]["members"] for look in looks[:2]] == [1, 1]
     eventually(lambda: letters(broker, topic) == 2, within=30, what="the letter, sent back and refused again")
     assert (reader.stop(), sink.stop()) == (0, 0)
+
+    # An account with neither's rights: what is denied to the sink is not made up for by what it may see.
+    topics = {name: (ResourceType.TOPIC, name, ResourcePatternType.LITERAL) for name in (topic, f"{topic}.dead")}
+    sink_user = f"User:{topic}-sink"
+    denied = [(topics[topic], AclOperation.READ), (topics[f"{topic}.dead"], AclOperation.WRITE)]
+    denied.append(((ResourceType.GROUP, topic, ResourcePatternType.LITERAL), AclOperation.READ))
+    deny = [AclBinding(*where, sink_user, "*", operation, AclPermissionType.DENY) for where, operation in denied]
+    admin = broker.admin()
+    for made in admin.create_acls(deny).values():
+        made.result(20)
+    lacking = f"for the sink: allow Read on topic {topic}, Read on group {topic}, Write on topic {topic}.dead"
+    eventually(lambda: lacking in run_doctor(accounts["sink"])[1], within=30, what="all that was denied")
+    code, said = run_doctor(accounts["sink"])
+    assert (code, "may serve neither reader nor sink" in said) == (1, True)
+
+
+def run_doctor(env: dict[str, str]) -> tuple[int, str]:
+    """Return the doctor's exit code, and what it says."""
+    doctor = Process("doctor", env=env).start()
+    return doctor.wait(), doctor.stdout
 
 
 def store(app: psycopg.Connection[Any], topic: str) -> None:

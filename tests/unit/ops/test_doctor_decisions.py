@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from connector.kafka import GroupMember, GroupState, TopicState
+from connector.kafka import GroupMember, GroupState, Rights, TopicState
 from connector.ops.consumer_lag import PartitionLag
 from connector.ops.database_checks import DatabaseExamination, Refused, Replication, judge_database
 from connector.ops.expectations import Expectations
@@ -248,6 +248,32 @@ def test_a_topic_that_only_the_sink_needs_may_be_hidden_from_the_reader() -> Non
     hidden = judge_kafka(replace(KAFKA, topics={}, hidden=frozenset({"t", "t.dead"})), EXPECTED)
     told = [finding.remedy for finding in hidden if finding.level is Level.FAIL]
     assert told == ["allow Describe on topic t to its account"]
+
+
+ALL = frozenset({"READ", "WRITE", "DESCRIBE"})
+SEEN = frozenset({"DESCRIBE"})
+
+
+@pytest.mark.parametrize(
+    ("rights", "level", "named"),
+    [
+        (Rights({}, None), Level.SKIPPED, "does not tell"),
+        (Rights({"t": ALL, "t.dead": ALL}, ALL), Level.OK, "reader and sink"),
+        (Rights({"t": ALL, "t.dead": ALL}, None), Level.OK, "reader and sink"),
+        (Rights({"t": ALL - {"WRITE"}, "t.dead": ALL}, ALL), Level.WARNING, "for the reader: allow Write on topic t"),
+        (Rights({"t": ALL - {"READ"}, "t.dead": ALL}, ALL), Level.WARNING, "for the sink: allow Read on topic t"),
+        (Rights({"t": ALL, "t.dead": SEEN}, ALL), Level.WARNING, "allow Write on topic t.dead"),
+        (Rights({"t": ALL, "t.dead": ALL}, frozenset()), Level.WARNING, "allow Read on group g"),
+        (Rights({"t": SEEN, "t.dead": ALL}, ALL), Level.FAIL, "neither reader nor sink"),
+    ],
+)
+def test_an_account_that_may_serve_one_process_is_told_what_the_other_needs(
+    rights: Rights, level: Level, named: str
+) -> None:
+    """Rights on topics and group are compared with what each process does; only an account for neither fails."""
+    found = next(f for f in judge_kafka(replace(KAFKA, rights=rights), EXPECTED) if f.check == "Kafka rights")
+    assert found.level is level
+    assert named in f"{found.text} {found.remedy}"
 
 
 @pytest.mark.parametrize(
