@@ -131,7 +131,15 @@ def is_row_fault(error: psycopg.Error) -> bool:
     if error.sqlstate is None:
         # psycopg refuses some values before it sends them: text with a NUL character, an object of an unknown type.
         return isinstance(error, psycopg.DataError | psycopg.ProgrammingError)
-    return error.sqlstate[:2] in _ROW_FAULTS or error.sqlstate[:2] not in _SERVER_CLASSES
+    kind = error.sqlstate[:2]
+    # A trigger may say "missing privilege" or "no such column" of what it raises; it is its word on a row all the same.
+    raised = kind == "42" and error.diag.source_function == "exec_stmt_raise"
+    return kind in _ROW_FAULTS or kind not in _SERVER_CLASSES or raised
+
+
+def is_refused_by_policy(error: psycopg.Error) -> bool:
+    """Tell whether row level security refused a new row: for what is in it, or because no policy lets any in."""
+    return error.sqlstate == "42501" and error.diag.source_function == "ExecWithCheckOptions"
 
 
 def is_conflict(error: psycopg.Error) -> bool:

@@ -14,7 +14,7 @@ from connector.failpoints import Point, reach
 from connector.outbox import Failure
 from connector.store.arrays import SENT_AS_BINARY, array_of, understand_arrays
 from connector.store.bookkeeping import Connection, Settled, settle_failures, wake_reader
-from connector.store.connections import describe, is_row_fault, send_all
+from connector.store.connections import describe, is_refused_by_policy, is_row_fault, send_all
 from connector.store.queries import Tables, index_name
 
 STORED = "stored"
@@ -150,7 +150,7 @@ class Settlement:
         try:
             return self._transaction(groups, unparsed, first, isolate=False)
         except psycopg.Error as error:
-            if not is_row_fault(error):
+            if not self._is_about_a_row(error):
                 raise
         return self._transaction(groups, unparsed, first, isolate=True)
 
@@ -175,7 +175,7 @@ class Settlement:
                 reach(Point.STATEMENT_RUN)
                 return result
         except psycopg.Error as error:
-            if not is_row_fault(error):
+            if not self._is_about_a_row(error):
                 raise
         return None
 
@@ -270,7 +270,7 @@ class Settlement:
             with self.connection.transaction():
                 outcomes = self._store(group)
         except psycopg.Error as error:
-            if not is_row_fault(error):
+            if not self._is_about_a_row(error):
                 raise
             if len(group.items) == 1:
                 self._refused(group.items[0], error, result)
@@ -291,6 +291,14 @@ class Settlement:
         failure = Failure(item.outbox_id, item.attempt, describe(error), "refused_by_database")
         result.failures.append(failure)
         result.settled.extend(settle_failures(self.connection, self._tables, [failure]))
+
+    def _is_about_a_row(self, error: psycopg.Error) -> bool:
+        """Tell whether another row might pass; not while the transaction that failed is still open."""
+        if not is_refused_by_policy(error):
+            return is_row_fault(error)
+        # Without a policy that lets some rows in, none passes: as with a privilege that was taken away.
+        (has_policy,) = self.connection.execute(self._tables.query("sink", "has_insert_policy")).fetchone() or (False,)
+        return bool(has_policy)
 
     def _holds_it_already(self, error: psycopg.Error) -> bool:
         if not isinstance(error, errors.UniqueViolation):

@@ -3,6 +3,13 @@
 -- name: missing_tables
 select name from unnest(%(names)s::text[]) as name where to_regclass(name) is null;
 
+-- name: has_insert_policy
+-- Whether row level security lets this role add some rows to history, if not others.
+select exists (select from pg_policy as p
+                where p.polrelid = {history_name}::regclass and p.polpermissive and p.polcmd in ('a', '*')
+                  and exists (select from unnest(p.polroles) as role
+                               where role = 0 or pg_has_role(role, 'usage')));
+
 -- name: rows_not_seen
 -- Those of a batch that have no row as far as this session sees.
 select i.id
