@@ -1,11 +1,13 @@
-"""The sink's own proof: what has been settled lately is in history, once, and as its payload says.
+"""The sink's own proof: what has been settled is in history, once, and as its payload says.
 
 A thread of its own with a connection of its own, slow on purpose. The comparison is the database's, so that none of it
-takes the interpreter from the sink. It begins with what is not settled when it starts; `reconcile` proves everything.
+takes the interpreter from the sink. A round looks at what has been settled since the last one, and once more at a part
+of what was settled before: in time it goes round all of that. `reconcile` proves everything, and at once.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import Counter
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 
 _ROWS: Final = 1_000
 _MOST_OPEN: Final = 10_000
+_OLDER_AT_LEAST: Final = 5_000
+ROUNDS_FOR_ALL: Final = 1_440
+"""In so many rounds at the most everything older is looked at again: a day, at a round a minute."""
+
 _SHARE_OF_TIME: Final = 0.2
 _NAMED: Final = 10
 
@@ -62,6 +68,8 @@ class Proof(threading.Thread):
         self._after: int | None = None
         self._first = 0
         self._through = 0
+        self._lowest: int | None = None
+        self._again_after: int | None = None
         self._open: set[int] = set()
         self._damaged: dict[int, str] = {}
 
@@ -149,9 +157,32 @@ class Proof(threading.Thread):
                 return False
             end = self._look([], self._after, self._through)
             self._after = self._through if end is None else end
+        self._look_at_older()
         self._metrics.last_proof_timestamp.set_to_current_time()
         self._through = last
         return not self._closed.is_set()
+
+    def _look_at_older(self) -> None:
+        """Look again at the next part of what was settled before, and after the last part at the first."""
+        assert self._after is not None
+        lowest = self._comparison.first_stored()
+        if lowest is not None:
+            self._lowest = min(lowest, self._lowest) if self._lowest is not None else lowest
+        if self._lowest is None or self._lowest > self._after:
+            return
+        if self._again_after is None:
+            # Anywhere, so that sinks which begin often, or together, do not all look at the same.
+            self._again_after = self._lowest - 1 + secrets.randbelow(self._after - self._lowest + 1)
+        left = max(_OLDER_AT_LEAST, (self._after - self._lowest) // ROUNDS_FOR_ALL + 1)
+        left = min(left, self._after - self._lowest + 1)
+        while left > 0 and len(self._open) + len(self._damaged) <= _MOST_OPEN and not self._closed.is_set():
+            if not self._lowest <= self._again_after + 1 <= self._after:
+                self._again_after = self._lowest - 1
+            through = min(self._again_after + left, self._after)
+            end = self._look([], self._again_after, through)
+            end = through if end is None else end
+            left -= end - self._again_after
+            self._again_after = end
 
     def _look(self, again: Sequence[int], after: int, through: int) -> int | None:
         began = time.monotonic()

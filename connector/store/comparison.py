@@ -33,7 +33,7 @@ class Message(NamedTuple):
     """A row of the outbox, and what history has of it.
 
     `created` is in seconds since 1970; `waits` says for how long it has been published, or due (negative: not yet);
-    `payload` is JSON text, and only there if history has the message.
+    `consumed` is a time as `created` is; `payload` is JSON text, and only there if history has the message.
     """
 
     outbox_id: int
@@ -44,6 +44,8 @@ class Message(NamedTuple):
     key_hash: int
     created: float
     waits: float | None
+    retry_count: int
+    consumed: float | None
     payload: str | None
     stored: list[Stored]
 
@@ -57,6 +59,14 @@ class Straggler(NamedTuple):
     key: str
     retry_count: int
     created: float
+
+
+class Content(NamedTuple):
+    """What a row of history holds, hashed; when it was made, in microseconds since 1970; and an id."""
+
+    hashed: int
+    created: int
+    number: int
 
 
 class Comparison:
@@ -76,7 +86,7 @@ class Comparison:
         indexes = relation.indexes if relation else ()
         self.history_is_indexed = any(i.valid and i.columns[:1] == ("outbox_id",) for i in indexes)
         # Made by later migrations than the rest.
-        self._has_redrives, self._has_pruned = (
+        self._has_redrives, self.knows_what_was_pruned = (
             inspection.relation(Table(tables.outbox.schema, name)) is not None
             for name in ("outbox_connector_redrives", "outbox_connector_pruned")
         )
@@ -145,10 +155,10 @@ class Comparison:
         records = self._stream(self._tables.query("reconcile", "messages", **parts), arguments)
         for _, lines in groupby(records, key=itemgetter(0)):
             same = list(lines)
-            stored = [Stored(line[9], line[10:14], line[14]) for line in same if line[9] is not None]
+            stored = [Stored(line[11], line[12:16], line[16]) for line in same if line[11] is not None]
             if len(stored) > 1:
                 stored.sort()
-            yield Message._make((*same[0][:9], stored))
+            yield Message._make((*same[0][:11], stored))
 
     def places(self, after: int, through: int, since: float, mask: int, bits: int) -> Iterator[tuple[int, int, int]]:
         """Yield key hash, outbox id and place in history, by outbox id, of the keys whose hash ends in `bits`."""
@@ -160,6 +170,49 @@ class Comparison:
         records = self._all("stragglers", places=list(overtaken), overtakers=list(overtaken.values()))
         return [Straggler(*record) for record in records]
 
+    def end_of_history_range(self, after: int, through: int) -> int | None:
+        """Return the last id of the next range of history, or None where none is left that the outbox must have."""
+        (end,) = self._one("end_of_history_range", after=after, through=through, limit=self._range)
+        return None if end is None else int(end)
+
+    def without_a_message(self, after: int, through: int) -> list[int]:
+        """Return the ids of a range of history of which the outbox has no row, and that `prune` has not passed."""
+        return [
+            outbox_id for outbox_id, _ in self._without_a_message("in_range_of_history", after=after, through=through)
+        ]
+
+    def still_without_a_message(self, ids: Sequence[int]) -> list[tuple[int, str]]:
+        """Return those of these that are without one still, with their conversations."""
+        return self._without_a_message("of_ids_in_history", ids=list(ids))
+
+    def _without_a_message(self, which_history: str, **arguments: object) -> list[tuple[Any, ...]]:
+        which = self._tables.query("reconcile", which_history)
+        query = self._tables.query("reconcile", "without_a_message", which_history=which)
+        with self._reading():
+            return self._connection.execute(query, arguments).fetchall()
+
+    def rows_without_id(self, limit: int) -> tuple[int, int]:
+        """Return how many rows of history name no message, counted up to a limit, and how many blocks history takes."""
+        rows, blocks = self._one("rows_without_id", limit=limit, history=str(self._tables.history))
+        return rows, blocks
+
+    def count_without_id(self, blocks: range) -> tuple[int, int | None]:
+        """Return how many rows of some blocks name no message, and when the newest of them was made."""
+        rows, newest = self._one("count_without_id", **_places(blocks))
+        return rows, newest
+
+    def content_without_id(self, blocks: range, since: float) -> list[Content]:
+        """Return those of them that were made since a moment, with their own ids."""
+        return self._contents("content_without_id", _places(blocks) | {"since": since})
+
+    def content_of_range(self, after: int, through: int) -> list[Content]:
+        """Return the rows of history of a range of messages, with the messages' ids."""
+        return self._contents("content_of_range", {"after": after, "through": through})
+
+    def _contents(self, name: str, arguments: Mapping[str, object]) -> list[Content]:
+        query = self._tables.query("reconcile", name, content=self._tables.query("reconcile", "content"))
+        return [Content._make(record) for record in self._stream(query, arguments)]
+
     def redriven(self, ids: Sequence[int]) -> set[int]:
         """Return those of these messages that somebody has put back."""
         if not ids or not self._has_redrives:
@@ -168,7 +221,7 @@ class Comparison:
 
     def pruned_through(self) -> int:
         """Return the highest id that `prune` has removed, or 0."""
-        return int(self._one("pruned_through")[0]) if self._has_pruned else 0
+        return int(self._one("pruned_through")[0]) if self.knows_what_was_pruned else 0
 
     def without_a_trace(self, ids: Sequence[int]) -> list[int]:
         """Return those of these ids that neither the outbox nor history has, in order."""
@@ -189,6 +242,11 @@ class Comparison:
         last, ids = self._one("unsettled", most=most)
         return last, ids
 
+    def first_stored(self) -> int | None:
+        """Return the first message that history can be expected to have, or None while it has none at all."""
+        found = self._all("first_stored")
+        return found[0][0] if found else None
+
     def last_id(self) -> int:
         """Return the last id there is, or 0."""
         return int(self._one("last_id")[0])
@@ -198,10 +256,22 @@ class Comparison:
     ) -> tuple[int | None, dict[int, str]]:
         """Return where a range of at most so many rows ends, and what is not proved of it and of other ids, with why.
 
-        The database compares, without times of creation; `why` is unsettled, missing, duplicated or differing.
+        The database compares; `why` is unsettled, missing, duplicated or differing.
         """
-        records = self._all(
-            "unproved", again=list(again), after=after, through=through, limit=limit, biz_types=list(biz_types)
-        )
+        query = self._tables.query("reconcile", "unproved", untimely=self._tables.query("reconcile", "untimely"))
+        arguments = {
+            "again": list(again),
+            "after": after,
+            "through": through,
+            "limit": limit,
+            "biz_types": list(biz_types),
+        }
+        with self._reading():
+            records = self._connection.execute(query, arguments).fetchall()
         *found, (end, _) = sorted(records, key=lambda record: record[1] == "end")
         return end, dict(found)
+
+
+def _places(blocks: range) -> dict[str, str]:
+    """Return the places of rows between which these blocks lie."""
+    return {"first": f"({blocks.start},0)", "end": f"({blocks.stop},0)"}

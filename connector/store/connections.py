@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import select
-from typing import Any, Final
+import time
+from collections.abc import Callable
+from typing import Any, Final, ParamSpec, TypeVar
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # A peer that is gone without a word (a node lost its power, a firewall forgot the connection) is found out in seconds:
 # the first four where nothing is on its way to it, the last where something is.
@@ -145,6 +150,17 @@ def is_refused_by_policy(error: psycopg.Error) -> bool:
 def is_conflict(error: psycopg.Error) -> bool:
     """Tell whether two transactions collided (a deadlock, a serialization failure): the same again will pass."""
     return error.sqlstate in _TRY_AGAIN
+
+
+def again_on_conflict(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do it, and again where a standby's recovery was in the way."""
+    while True:
+        try:
+            return work(*args, **kwargs)
+        except psycopg.Error as error:
+            if not is_conflict(error):
+                raise
+            time.sleep(0.1)
 
 
 def is_pooler_trouble(error: psycopg.Error) -> bool:

@@ -29,6 +29,7 @@ select o.id, o.status, o.biz_type, o.topic, o.message_key, hashtextextended(o.me
            - extract(epoch from case o.status when 'published' then coalesce(o.published_at, o.updated_at)
                                               when 'pending' then coalesce(o.next_retry_at, o.updated_at)
                                 end)::double precision,
+       o.retry_count, extract(epoch from o.consumed_at)::double precision,
        case when h.id is not null then o.payload::text end,
        h.id, h.user_id, h.chat_id::text, h.message_content, h.role::text,
        case when isfinite(h.created_at) then (extract(epoch from h.created_at) * 1000000)::bigint end
@@ -92,6 +93,63 @@ select s.id, s.overtaker, s.topic, s.message_key, s.retry_count, s.created
  where early.place > late.place
  order by s.id;
 
+-- name: end_of_history_range
+-- Where a range of so many rows of history ends, by `outbox_id`. What lies up to where `prune` has been has lost its rows, and what
+-- was enqueued since the walk began is left to the next one; ids that the outbox has never given have no end to look up to.
+with ends as (
+    select coalesce((select max(p.through_id) from {pruned} as p where p.outbox_table = {outbox_name}), 0) as pruned,
+           coalesce((select max(id) from {outbox}), 0) as last
+)
+select max(few.outbox_id)
+  from (select * from (select h.outbox_id from {history} as h
+                        where h.outbox_id > %(after)s and h.outbox_id < 1
+                        order by h.outbox_id limit %(limit)s) as never_given
+        union all
+        select * from (select h.outbox_id from {history} as h
+                        where h.outbox_id > greatest(%(after)s, (select pruned from ends)) and h.outbox_id <= %(through)s
+                        order by h.outbox_id limit %(limit)s) as within
+        union all
+        select * from (select h.outbox_id from {history} as h
+                        where h.outbox_id > greatest(%(after)s, (select greatest(pruned, last, %(through)s) from ends))
+                        order by h.outbox_id limit %(limit)s) as beyond
+        order by 1 limit %(limit)s) as few;
+
+-- name: without_a_message
+-- Rows of history that name a message of which the outbox has no row, though `prune` has not been there.
+select h.outbox_id, h.chat_id::text
+  from (select * from {history} where {which_history}) as h
+ where (h.outbox_id < 1 or h.outbox_id > (select coalesce(max(p.through_id), 0) from {pruned} as p
+                                           where p.outbox_table = {outbox_name}))
+   and not exists (select from {outbox} as o where o.id = h.outbox_id)
+ order by h.outbox_id;
+
+-- name: rows_without_id
+-- How many rows of history name no message, counted up to a limit; and how many blocks history takes.
+select (select count(*) from (select from {history} where outbox_id is null limit %(limit)s) as few),
+       pg_relation_size(%(history)s::regclass) / current_setting('block_size')::bigint;
+
+-- name: count_without_id
+-- How many of them are in some blocks, and which of them is the newest, in microseconds since 1970.
+select count(*), max(extract(epoch from h.created_at) * 1000000) filter (where isfinite(h.created_at))::bigint
+  from {history} as h
+ where h.outbox_id is null and h.ctid >= %(first)s::tid and h.ctid < %(end)s::tid;
+
+-- name: content_without_id
+-- Those of them that are no older than the first message: a hash of what is in each, when it was made, and its id.
+select {content}, (extract(epoch from h.created_at) * 1000000)::bigint, h.id
+  from {history} as h
+ where h.outbox_id is null and h.ctid >= %(first)s::tid and h.ctid < %(end)s::tid
+   and isfinite(h.created_at) and h.created_at >= to_timestamp(%(since)s);
+
+-- name: content
+hashtextextended(row(h.user_id, h.chat_id, h.message_content, h.role)::text, 0)
+
+-- name: content_of_range
+-- The same of the messages of a range.
+select {content}, (extract(epoch from h.created_at) * 1000000)::bigint, h.outbox_id
+  from {history} as h
+ where h.outbox_id > %(after)s and h.outbox_id <= %(through)s and isfinite(h.created_at);
+
 -- name: redriven
 -- Those of a few messages that somebody has put back: they are stored behind what came after them, and may be.
 select distinct r.outbox_id from {redrives} as r
@@ -117,13 +175,36 @@ select (select coalesce(max(id), 0) from {outbox}),
        array(select id from {outbox} where status = 'pending' order by id limit %(most)s)
        || array(select id from {outbox} where status = 'published' order by id limit %(most)s);
 
+-- name: first_stored
+-- The first message that can be expected in history: what an outbox had consumed before the connector took it over is not.
+select greatest(o.first, h.first)
+  from (select min(id) as first from {outbox}) as o, (select min(outbox_id) as first from {history}) as h
+ where o.first is not null and h.first is not null;
+
 -- name: last_id
 select coalesce(max(id), 0) from {outbox};
+
+-- name: untimely
+-- Whether a row of history has another time than its message's payload, or where that has none, than the transaction that stored
+-- it. Written out as text, since a cast may fail; a time that is written otherwise is left to `reconcile`.
+case when m.payload ->> 'created_at' is null
+     then h.created_at not between least(m.created_at, m.consumed_at) - interval '1 minute'
+                               and m.consumed_at + interval '1 minute'
+     when m.payload ->> 'created_at'
+          ~ '^\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{{1,6}})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)?$'
+     then to_char((h.created_at at time zone 'UTC')
+                  + coalesce(substring(m.payload ->> 'created_at' from '[+-]\d\d:\d\d$'), '0')::interval,
+                  'YYYY-MM-DD HH24:MI:SS.US')
+          is distinct from
+          replace(left(m.payload ->> 'created_at', 19), 'T', ' ') || '.'
+              || rpad(coalesce(substring(m.payload ->> 'created_at' from '\.(\d+)'), ''), 6, '0')
+     else false
+end
 
 -- name: unproved
 -- Of a range of ids, and of a few others, those that are not proved, each with why; and where the range ends.
 with fresh as materialized (
-    select id, biz_type, status, payload
+    select id, biz_type, status, payload, created_at, consumed_at
       from {outbox}
      where id > %(after)s and id <= %(through)s
      order by id
@@ -132,7 +213,7 @@ with fresh as materialized (
 message as (
     select * from fresh
     union all
-    select id, biz_type, status, payload from {outbox} where id = any (%(again)s::bigint[])
+    select id, biz_type, status, payload, created_at, consumed_at from {outbox} where id = any (%(again)s::bigint[])
 ),
 judged as (
     select m.id,
@@ -147,7 +228,8 @@ judged as (
           select count(*) as rows,
                  coalesce(bool_or((h.user_id::text, h.chat_id::text, h.message_content, h.role::text) is distinct from
                                   (m.payload ->> 'user_id', m.payload ->> 'chat_id', m.payload ->> 'message_content',
-                                   m.payload ->> 'role')), false) as differing
+                                   m.payload ->> 'role')
+                                  or {untimely}), false) as differing
             from {history} as h
            where h.outbox_id = m.id
       ) as h

@@ -382,13 +382,27 @@ def test_comparing_reads_ranges_of_outbox_and_history(session: Connection) -> No
         (few, {"ids": list(range(5, 1_000, 7))}),
         (TABLES.query("reconcile", "places"), stretch | {"mask": 1, "bits": 1}),
         (
-            TABLES.query("reconcile", "unproved"),
+            TABLES.query("reconcile", "unproved", untimely=TABLES.query("reconcile", "untimely")),
             stretch | {"limit": 1_000, "again": list(range(100)), "biz_types": ["chat_history_persist"]},
         ),
     ):
         nodes = plan_of(session, statement.as_string(session), arguments)
         check(nodes, PRIMARY, "chat_histories_outbox_id_key")
         assert not [n for n in nodes if n.get("Relation Name") == "chat_histories" and n["Node Type"] == "Seq Scan"]
+    session.execute("insert into chat_histories (user_id, chat_id) select 1, 'key' from generate_series(1, 100)")
+    within = TABLES.query("reconcile", "in_range_of_history")
+    content = TABLES.query("reconcile", "content")
+    for statement, given in (
+        (TABLES.query("reconcile", "without_a_message", which_history=within), stretch),
+        (TABLES.query("reconcile", "end_of_history_range"), stretch | {"limit": 2_000}),
+        (TABLES.query("reconcile", "rows_without_id"), {"limit": 1_000, "history": "chat_histories"}),
+        (TABLES.query("reconcile", "count_without_id"), {"first": "(0,0)", "end": "(100000,0)"}),
+        (TABLES.query("reconcile", "content_of_range", content=content), stretch),
+        (TABLES.query("reconcile", "first_stored"), {}),
+    ):
+        nodes = plan_of(session, statement.as_string(session), given)
+        assert not [n for n in nodes if n["Node Type"] == "Seq Scan" and "histories" in n.get("Relation Name", "")]
+        assert "chat_histories_outbox_id_key" in {node.get("Index Name") for node in nodes}
 
 
 def test_plans_hold_when_the_table_was_never_analyzed(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +14,10 @@ import psutil
 import psycopg
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
-from tests.integration.scenario import OUTBOX, is_streaming, metric, one, set_up
+from connector.ops.reconcile.retention import partition_of
+from tests.integration.scenario import OUTBOX, Tap, is_streaming, metric, one, set_up
 from tests.services import Database, Kafka, Process, eventually
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -83,12 +85,67 @@ def test_an_empty_outbox_is_proved(connection: Connection, connector: Start) -> 
 def statements(guide: str) -> list[str]:
     """Return the blocks of SQL of a guide."""
     page = (Path(__file__).parents[2] / "docs" / "guides" / guide).read_text("utf-8")
-    return [part.partition("```")[0] for part in page.split("```sql\n")[1:]]
+    return re.findall(r"^```(?:sql|psql)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def remedies() -> dict[str, str]:
     """Return the SQL of the guide by the first line of each block."""
     return {block.partition("\n")[0].removeprefix("-- "): block for block in statements("prove.md")}
+
+
+def mend(connection: Connection, what: str, *ids: int, topic: str = "") -> None:
+    """Do what the guide says."""
+    statement = remedies()[what].replace("4711", ", ".join(map(str, ids)))
+    connection.execute(statement.replace("smartflow.agent.outbox", topic))
+
+
+def read_copies(connection: Connection, kafka: Kafka, topic: str, ids: list[int]) -> None:
+    """Do what `psql` does with the guide's script, and what Kafka's console consumer prints."""
+    before, copy, after = re.split(r"^\\(copy .*)$", remedies()["Kafka's copies"], flags=re.MULTILINE)
+    connection.execute(before)
+    with Tap(kafka, topic) as tap, connection.cursor().copy(copy.replace("'copies.txt'", "stdin")) as lines:
+        for sent in tap.has(ids):
+            lines.write(f"{sent.key}\t{sent.value.decode()}\n")
+    connection.execute(after)
+
+
+def add_to_history(connection: Connection, doubled: int, copied: int, *made_up: int) -> None:
+    """Add rows of messages that never were, a copy, another one without `outbox_id`, and two rows that are no damage.
+
+    Of these one is from before the connector, and one is the same said once more.
+    """
+    connection.execute("drop index chat_histories_outbox_id_key")
+    connection.execute(
+        f"insert into {HISTORY} (user_id, chat_id, message_content, role, created_at, outbox_id)"
+        f" select user_id, chat_id, message_content, role, created_at, outbox_id from {HISTORY} where outbox_id = %s",
+        [doubled],
+    )
+    for outbox_id, created in ((None, "2001-01-01"), (None, "now"), *((outbox_id, "now") for outbox_id in made_up)):
+        connection.execute(
+            f"insert into {HISTORY} (user_id, chat_id, message_content, role, created_at, outbox_id)"
+            " values (7, 'a', '0', 'user', %s, %s)",
+            [created, outbox_id],
+        )
+    connection.execute(
+        f"insert into {HISTORY} (user_id, chat_id, message_content, role, created_at)"
+        f" select user_id, chat_id, message_content, role, created_at from {HISTORY} where outbox_id = %s",
+        [copied],
+    )
+
+
+def of_people(connector: Start, ids: list[int], alike: int) -> None:
+    """See that the table for people names these, and what is no damage in notes; also where nothing can be recorded."""
+    people = connector("reconcile")
+    assert people.wait() == 1
+    assert "recorded" not in people.stdout
+    assert "1 messages are dead" in people.stdout
+    assert "3 rows of history have no outbox_id" in people.stdout
+    assert re.search(rf"content of a message, at another time: row \d+ that of #{alike}\n", people.stdout)
+    for outbox_id in ids:
+        assert f"#{outbox_id} " in people.stdout
+    # As a standby is.
+    only_read = connector("reconcile", PGOPTIONS="-c default_transaction_read_only=on")
+    assert (only_read.wait(), "it could not be recorded" in only_read.stdout) == (1, True)
 
 
 def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
@@ -100,21 +157,25 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     rows = {chat: enqueue(connection, topic, chat, 8, **moment) for chat in ("a", "b", "c")}
     all_consumed(connection)
     assert reconciled(connector)["checked"] == 24
+    (untimely,) = enqueue(connection, topic, "i")
+    all_consumed(connection)
     sink.stop()
     (stuck,) = enqueue(connection, topic, "d")
     (erased,) = enqueue(connection, topic, "h")
     eventually(lambda: statuses(connection).get("published") == 2, what="the publishing of the stuck messages")
     reader.stop()
-    connection.execute(f"delete from {OUTBOX} where id = %s", [erased])
+    rowless, unmarked, rewritten, made_up = rows["a"][6], rows["c"][6], rows["b"][3], 1 << 40
+    connection.execute(f"delete from {OUTBOX} where id = any(%s)", [[erased, rowless]])
+    connection.execute(
+        f"update {HISTORY} set created_at = created_at + interval '1 hour' where outbox_id = %s", [untimely]
+    )
+    connection.execute(f"update {OUTBOX} set status = 'published' where id = %s", [unmarked])
+    connection.execute(f'update {OUTBOX} set payload = payload || \'{{"role": "nobody"}}\' where id = %s', [rewritten])
 
     place: dict[int, int] = dict(connection.execute(f"select outbox_id, id from {HISTORY}").fetchall())
     lost, doubled, altered, early, unread = rows["a"][2], rows["a"][4], rows["b"][1], rows["b"][5], rows["c"][0]
     connection.execute(f"delete from {HISTORY} where outbox_id = %s", [lost])
-    connection.execute("drop index chat_histories_outbox_id_key")
-    copied = "user_id, chat_id, message_content, role, created_at, outbox_id"
-    connection.execute(
-        f"insert into {HISTORY} ({copied}) select {copied} from {HISTORY} where outbox_id = %s", [doubled]
-    )
+    add_to_history(connection, doubled, rows["c"][5], made_up, -3)
     connection.execute(f"update {HISTORY} set message_content = 'not this' where outbox_id = %s", [altered])
     connection.execute(
         f"update {HISTORY} set created_at = created_at + interval '1 microsecond' where outbox_id = %s", [unread]
@@ -127,6 +188,8 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     connection.execute(f"update {OUTBOX} set published_at = now() - interval '11 minutes' where id = %s", [stuck])
     (overdue,) = enqueue(connection, topic, "e")
     connection.execute(f"update {OUTBOX} set updated_at = now() - interval '2 hours' where id = %s", [overdue])
+    (never,) = enqueue(connection, topic, "j")
+    connection.execute(f"update {OUTBOX} set next_retry_at = 'infinity' where id = %s", [never])
     (unsent,) = enqueue(connection, topic, "f")
     connection.execute(f"update {OUTBOX} set status = 'consumed' where id = %s", [unsent])
     (dead,) = enqueue(connection, topic, "g")
@@ -137,49 +200,64 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
         [unsent, dead],
     )
 
-    assert named(reconciled(connector)) == {
-        "missing": [lost, unsent, erased],
-        "stuck": [stuck, overdue],
-        "duplicated": [doubled],
-        "reordered": [early, rows["c"][2]],
-        "differing": [altered, unread, dead],
+    document = reconciled(connector)
+    signs = {sample["outbox_id"]: sample["signs"] for sample in document["samples"]["missing"]}
+    assert signs == {
+        lost: ["not_in_history"],
+        unsent: ["not_in_kafka"],
+        erased: ["only_in_kafka"],
+        rowless: ["not_in_outbox"],
+        made_up: ["only_in_history"],
+        -3: ["only_in_history"],
     }
-    people = connector("reconcile")
-    assert people.wait() == 1
-    assert "recorded" not in people.stdout
-    # As a standby is.
-    only_read = connector("reconcile", PGOPTIONS="-c default_transaction_read_only=on")
-    assert (only_read.wait(), "it could not be recorded" in only_read.stdout) == (1, True)
-    for outbox_id in (lost, unsent, erased, stuck, overdue, doubled, early, altered, unread, dead):
-        assert f"#{outbox_id} " in people.stdout
-    assert named(reconciled(connector, "--stuck-after", "1h"))["stuck"] == [overdue]
+    assert named(document) == {
+        "missing": [lost, unsent, -3, rowless, made_up, erased],
+        "stuck": [stuck, overdue, never],
+        "duplicated": [doubled, rows["c"][5]],
+        "reordered": [early, rows["c"][2]],
+        "differing": [altered, rewritten, unread, unmarked, untimely, dead],
+    }
+    of_people(connector, [outbox_id for ids in named(document).values() for outbox_id in ids], alike=rows["a"][0])
+    assert named(reconciled(connector, "--stuck-after", "1h"))["stuck"] == [overdue, never]
 
-    mend = remedies()
-    mend["missing from the outbox"] = (
-        mend["missing from the outbox"]
-        .replace("smartflow.agent.outbox", topic)
-        .replace("the key", "h")
-        .replace('{"the": "payload"}', '{"user_id": 7, "chat_id": "h", "message_content": "0"}')
-    )
-    for what, outbox_id in (
-        ("missing from history", lost),
-        ("missing from Kafka", unsent),
-        ("missing from the outbox", erased),
-        ("missing from history", erased),
-        ("duplicated", doubled),
-        ("the index", doubled),
-        ("reordered", early),
-        ("reordered", rows["c"][2]),
+    read_copies(connection, durable_kafka, topic, [erased, rowless, rewritten])
+    for what, ids in (
+        ("missing from history", [lost]),
+        ("missing from Kafka", [unsent]),
+        ("missing from the outbox", [erased, rowless]),
+        ("made up", [made_up, -3]),
+        ("far off", [never]),
+        ("duplicated", [doubled]),
+        ("the index", []),
+        ("duplicated without outbox_id", [rows["c"][5]]),
+        ("reordered", [early, rows["c"][2]]),
+        ("payload from Kafka", [rewritten]),
+        ("differing", [altered, unread, untimely]),
+        ("not marked", [unmarked]),
     ):
-        connection.execute(mend[what].replace("4711", str(outbox_id)))
-    for outbox_id in (altered, unread):
-        connection.execute(mend["differing"].replace("4711", str(outbox_id)))
+        mend(connection, what, *ids, topic=topic)
     for command in (["--stuck", "--older-than", "10m"], ["--id", str(dead)]):
         assert connector("redrive", *command, "--reason", "a test", "--yes").wait() == 0
     connector("reader")
     connector("sink")
     all_consumed(connection)
     assert named(reconciled(connector)) == {}
+
+
+def enqueue_unsent(connection: Connection, topic: str, chat: str) -> int:
+    """Make a message as if it had been stored, which Kafka never had."""
+    payload = json.dumps({"user_id": 7, "chat_id": chat})
+    outbox_id: int = one(
+        connection,
+        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, status, consumed_at)"
+        " values ('chat_history_persist', %s, %s, %s, 'consumed', clock_timestamp()) returning id",
+        [topic, chat, payload],
+    )
+    connection.execute(
+        f"insert into {HISTORY} (user_id, chat_id, outbox_id) values (7, %s, %s)",
+        [chat, outbox_id],
+    )
+    return outbox_id
 
 
 def test_what_kafka_no_longer_holds_is_not_called_missing(
@@ -189,7 +267,17 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     admin = AdminClient({"bootstrap.servers": durable_kafka.bootstrap_servers, "log_level": 0})
     is_streaming(connector("reader"))
     connector("sink")
-    old = enqueue(connection, topic, "a", 3)
+    # One partition is cut, another was never written to, and the last one was written to before.
+    keys = {partition_of(key.encode(), 6): key for key in map(str, range(100))}
+    old = enqueue(connection, topic, keys[0]) + enqueue(connection, topic, keys[5])
+    all_consumed(connection)
+    for cut in admin.delete_records([TopicPartition(topic, 0, -1)]).values():
+        cut.result(20)
+    unsent = enqueue_unsent(connection, topic, keys[2])
+    assert named(reconciled(connector)) == {"missing": [unsent]}
+    for table, column in ((OUTBOX, "id"), (HISTORY, "outbox_id")):
+        connection.execute(f"delete from {table} where {column} = %s", [unsent])
+    old += enqueue(connection, topic, "a", 3)
     all_consumed(connection)
     connection.execute(f"update {OUTBOX} set created_at = now() - interval '1 hour'")
     for cut in admin.delete_records([TopicPartition(topic, partition, -1) for partition in range(6)]).values():
@@ -201,7 +289,9 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     enqueue(connection, topic, "a")
     all_consumed(connection)
     unsent = enqueue(connection, topic, "a")[0]
-    eventually(lambda: statuses(connection) == {"consumed": 5}, within=30, what="the storing of the last one")
+    eventually(
+        lambda: statuses(connection) == {"consumed": len(old) + 2}, within=30, what="the storing of the last one"
+    )
     for cut in admin.delete_records([TopicPartition(topic, partition, -1) for partition in range(6)]).values():
         cut.result(20)
     assert named(reconciled(connector)) == {}
@@ -226,8 +316,17 @@ def test_much_that_history_has_lost_is_put_back_and_sorted_at_once(
     connection.execute(put_back)
     document = reconciled(connector, "--samples", "100000")
     assert set(named(document)) == {"reordered"}
-    ids = ",".join(str(outbox_id) for outbox_id in named(document)["reordered"])
-    connection.execute(remedies()["reordered"].replace("4711", ids))
+    mend(connection, "reordered", *named(document)["reordered"])
+    assert named(reconciled(connector)) == {}
+
+    admin = AdminClient({"bootstrap.servers": durable_kafka.bootstrap_servers, "log_level": 0})
+    admin.delete_topics([topic])[topic].result(20)
+    eventually(lambda: topic not in admin.list_topics(timeout=10).topics, within=20, what="the end of the topic")
+    admin.create_topics([NewTopic(topic, 6)])[topic].result(20)
+    document = reconciled(connector, "--samples", "100000")
+    assert len(named(document)["missing"]) == 100
+    mend(connection, "missing from Kafka", *named(document)["missing"])
+    all_consumed(connection)
     assert named(reconciled(connector)) == {}
 
 
@@ -242,7 +341,9 @@ def test_what_prune_has_removed_is_nobodys_damage(
     eventually(lambda: statuses(connection) == {"consumed": 1, "dead": 1}, within=30, what="a death")
     assert connector("prune", "--older-than", "0s", "--dead").wait(30) == 0
     connection.execute(f"delete from {HISTORY} where outbox_id = %s", [stored])
-    assert named(reconciled(connector)) == {}
+    process = connector("reconcile")
+    assert process.wait() == 0, process.stdout
+    assert f"2 messages of Kafka (#{stored}, #{stored + 1}) are in neither table" in process.stdout
     (later,) = enqueue(connection, topic, "a", user_id="nobody")
     eventually(lambda: statuses(connection) == {"dead": 1}, within=30, what="another death")
     connection.execute(f"delete from {OUTBOX} where id = %s", [later])
@@ -251,6 +352,16 @@ def test_what_prune_has_removed_is_nobodys_damage(
     all_consumed(connection)
     assert named(reconciled(connector)) == {"missing": [later]}
     assert named(reconciled(connector, "--since", "0s")) == {}
+
+
+def swap(connection: Connection, *ids: int) -> None:
+    """Let two messages change places in history."""
+    place: dict[int, int] = dict(
+        connection.execute(f"select outbox_id, id from {HISTORY} where outbox_id = any(%s)", [list(ids)]).fetchall()
+    )
+    one_id, other = ids
+    for outbox_id, new in ((one_id, -1), (other, place[one_id]), (one_id, place[other])):
+        connection.execute(f"update {HISTORY} set id = %s where outbox_id = %s", [new, outbox_id])
 
 
 def test_a_redriven_message_may_stand_behind_those_that_were_stored_meanwhile(
@@ -268,6 +379,12 @@ def test_a_redriven_message_may_stand_behind_those_that_were_stored_meanwhile(
     assert connector("redrive", "--id", str(dead), "--yes").wait() == 0
     all_consumed(connection)
     assert named(reconciled(connector)) == {}
+    # What came after its redrive is to stand behind it.
+    (after,) = enqueue(connection, topic, "a")
+    all_consumed(connection)
+    swap(connection, dead, after)
+    assert named(reconciled(connector)) == {"reordered": [dead]}
+    swap(connection, dead, after)
     connection.execute("delete from outbox_connector_redrives")
     assert named(reconciled(connector)) == {"reordered": [dead]}
     # Nobody promises an order of what was retried, where it is not asked for.
@@ -380,6 +497,10 @@ def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes
     # What lies behind it is not looked at again; what is ahead is.
     connection.execute(f"delete from {HISTORY} where outbox_id in (8, %s)", [rows - 8])
 
+    other = connector("reconcile", "--state", str(state), "--since", "2h", "--stuck-after", "1h")
+    assert other.wait(30) == 78
+    assert "begun with --stuck-after 600s, and this run has --since 7200s --stuck-after 3600s" in other.stderr
+
     largest = 0.0
     second = connector("reconcile", "--json", "--state", str(state))
     pause = threading.Event()
@@ -421,6 +542,31 @@ def test_the_sink_proves_what_it_has_settled_and_shows_what_is_damaged_until_it_
     }
     assert said == {str(rows[-1]): "differing", str(lost): "missing"}
     connection.execute(f"update {HISTORY} set role = null where outbox_id = %s", [rows[-1]])
-    connection.execute(remedies()["missing from history"].replace("4711", str(lost)))
+    mend(connection, "missing from history", lost)
+    eventually(lambda: metric(sink, "unproved") == 0, within=20, what="the proof of what was mended")
+    assert sink.stop() == 0
+
+
+def test_the_sink_goes_round_what_it_has_proved_before(connection: Connection, topic: str, connector: Start) -> None:
+    """Damage that is done long after a message was settled, or before the sink began, shows until it is mended."""
+    is_streaming(connector("reader"))
+    sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2")
+    rows = enqueue(connection, topic, "a", 3) + enqueue(
+        connection, topic, "a", created_at="2026-01-02T03:04:05.6+02:00"
+    )
+    all_consumed(connection)
+    assert sink.stop() == 0
+    sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2")
+    proved = eventually(lambda: metric(sink, "last_proof_timestamp"), within=20, what="the first proof")
+    eventually(lambda: metric(sink, "last_proof_timestamp") > proved, within=20, what="the next one")
+    assert metric(sink, "unproved") == 0
+    connection.execute(f"delete from {HISTORY} where outbox_id = %s", [rows[1]])
+    for outbox_id, by in ((rows[2], "1 hour"), (rows[3], "1 microsecond")):
+        connection.execute(
+            f"update {HISTORY} set created_at = created_at - %s::interval where outbox_id = %s", [by, outbox_id]
+        )
+    eventually(lambda: metric(sink, "unproved") == 3, within=20, what="word of the damage")
+    mend(connection, "missing from history", rows[1])
+    mend(connection, "differing", rows[2], rows[3])
     eventually(lambda: metric(sink, "unproved") == 0, within=20, what="the proof of what was mended")
     assert sink.stop() == 0

@@ -35,7 +35,7 @@ class KeyOrder:
         self.share = share
         self.left: list[Share] = []
         self.stragglers: dict[int, int] = {}
-        """By its place in history, each message that a later one of its key overtook, with that one's outbox id."""
+        """By its place in history, each message that later ones of its key overtook, with the last one's outbox id."""
         self.beyond = 0
         """How many more there were than are remembered."""
         self._last: dict[int, int] = {}
@@ -52,8 +52,8 @@ class KeyOrder:
                 self._halve()
         elif place > last:
             self._last[key] = place
-        elif place < last and last not in self.stragglers:
-            if len(self.stragglers) < MOST_STRAGGLERS:
+        elif place < last:
+            if last in self.stragglers or len(self.stragglers) < MOST_STRAGGLERS:
                 self.stragglers[last] = outbox_id
             else:
                 self.beyond += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from connector.ops.durations import written
-from connector.ops.reconcile.damage import Damage
+from connector.ops.reconcile.damage import Damage, Sign
 from connector.store.proofs import MOST_SAMPLES, Unproved, Verdict
 
 GUIDE: Final = "docs/guides/prove.md"
@@ -22,6 +22,7 @@ class Sample(NamedTuple):
     key: str
     status: str
     text: str
+    signs: tuple[Sign, ...]
 
 
 @dataclass(slots=True)

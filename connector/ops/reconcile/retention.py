@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from connector.kafka import Admin, LogScan, Partition
-
-CLOCK_SKEW_SECONDS: Final = 60.0
-"""How far the producer's clock may be from the database's."""
+from connector.ops.reconcile.damage import CLOCK_SKEW_SECONDS
 
 _FIRST_FEW: Final = 100
 _MURMUR2_SEED: Final = 0x9747B28C
@@ -20,23 +18,30 @@ _WORD: Final = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class TopicReach:
-    """From when on each partition has everything, in seconds since 1970: `-inf` if nothing was ever deleted."""
+    """How far back each partition of a topic reaches; times are in seconds since 1970."""
 
     since: tuple[float, ...]
+    """From when on each has everything: `-inf` if nothing was ever deleted of it."""
+    oldest: tuple[float, ...] = ()
+    """When the oldest message of each was written, `inf` if there is none; empty if nothing was ever deleted at all."""
     why_not: str = ""
     """Why nothing can be proved of the topic at all."""
 
-    @property
-    def coarse(self) -> float:
-        """The moment before which no partition reaches."""
-        return min(self.since, default=math.inf)
+    def covers(self, key: str, created: float, skew: float = CLOCK_SKEW_SECONDS) -> bool:
+        """Tell whether a message of a key, if Kafka ever had it, must be there still.
 
-    def covers(self, key: str, created: float) -> bool:
-        """Tell whether a message of a key, if Kafka ever had it, must be there still."""
-        if not self.since:
-            return False
-        since = self.since[partition_of(key.encode(), len(self.since))]
-        return created >= since + CLOCK_SKEW_SECONDS
+        A topic may have been given more partitions since, and then it lies in the one that its key had before. What has
+        an older message was there already.
+        """
+        if not self.oldest or not self.since:
+            return bool(self.since)
+        if created >= max(self.since) + skew:
+            return True
+        fewest = max((number for number, at in enumerate(self.oldest) if at <= created), default=0) + 1
+        return all(
+            created >= self.since[partition_of(key.encode(), partitions)] + skew
+            for partitions in range(fewest, len(self.since) + 1)
+        )
 
 
 class Retention:
@@ -79,23 +84,24 @@ class Retention:
     def _look(self, topic: str) -> TopicReach:
         state = self._admin.topics().get(topic)
         if state is None:
-            return TopicReach((), "does not exist, or may not be read")
+            return TopicReach((), why_not="does not exist, or may not be read")
         if "compact" in self._admin.topic_settings([topic]).get(topic, {}).get("cleanup.policy", ""):
-            return TopicReach((), "is compacted, so that Kafka keeps only the last message of each key")
+            return TopicReach((), why_not="is compacted, so that Kafka keeps only the last message of each key")
         partitions = [(topic, number) for number in range(state.partitions)]
         ranges = self._admin.log_ranges(partitions)
         self.ranges.update(ranges)
         if not any(first for first, _ in ranges.values()):
             return TopicReach((-math.inf,) * len(partitions))
-        since = dict.fromkeys(partitions, math.inf)
+        oldest = dict.fromkeys(partitions, math.inf)
         few = {place: (first, min(end, first + _FIRST_FEW)) for place, (first, end) in ranges.items()}
         for records in self._scan.read(few):
             for record in records:
                 if record.at is not None:
-                    since[record.partition] = min(since[record.partition], record.at)
+                    oldest[record.partition] = min(oldest[record.partition], record.at)
+        since = tuple(oldest[place] if ranges[place][0] else -math.inf for place in partitions)
         if not self._java_partitioner:
-            return TopicReach((max(since.values()),) * len(partitions))
-        return TopicReach(tuple(since[place] for place in partitions))
+            since = (max(since),) * len(partitions)
+        return TopicReach(since, tuple(oldest.values()))
 
 
 def partition_of(key: bytes, partitions: int) -> int:

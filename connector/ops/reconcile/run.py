@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,18 +19,19 @@ import psycopg
 from psycopg import errors
 
 from connector.errors import ServiceUnavailable, SetupRequired
-from connector.kafka import Admin, Kafka, KafkaException, LogScan, Record
+from connector.kafka import Admin, Kafka, KafkaException, LogScan, Partition, Record
 from connector.ops.awaited import before
 from connector.ops.database import open_database
-from connector.ops.reconcile.damage import Damage, Flaw, Parsers, flaws
+from connector.ops.reconcile.damage import CLOCK_SKEW_SECONDS, Damage, Flaw, Parsers, Sign, days_ahead, flaws
 from connector.ops.reconcile.id_set import IdSet
+from connector.ops.reconcile.notes import notes
 from connector.ops.reconcile.progress import Phase, Progress, Trace, load, save
 from connector.ops.reconcile.report import Report, Sample
-from connector.ops.reconcile.retention import CLOCK_SKEW_SECONDS, Retention
+from connector.ops.reconcile.retention import Retention
 from connector.outbox import Status, decode_envelope, outbox_id_of
 from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison, Message, Straggler
-from connector.store.connections import describe, is_conflict
+from connector.store.connections import again_on_conflict, describe
 from connector.store.proofs import record_proof
 from connector.store.queries import Tables
 
@@ -38,6 +39,9 @@ _SAVE_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 1.0
 _AT_ONCE: Final = 1_000
 _MOST_TRACES: Final = 10_000
+_MOST_ROWLESS: Final = 100_000
+_MOST_NAMED_IN_NOTE: Final = 5
+_BEFORE_ALL_IDS: Final = -(1 << 63)
 _COMMIT_SECONDS: Final = 10.0
 _IN_KAFKA: Final = frozenset({Status.PUBLISHED, Status.CONSUMED})
 
@@ -74,9 +78,13 @@ class Reconciliation:
         self._told = time.monotonic()
         self._saved = -math.inf
         self._subject = f"{options.tables.outbox} {options.tables.history} {','.join(options.topics)}"
+        asked = () if options.since is None else (f"--since {options.since:.15g}s",)
+        self._asked = " ".join((*asked, f"--stuck-after {options.stuck_after:.15g}s"))
         self._progress: Progress
         self._comparison: Comparison
         self._retention: Retention
+        self._redriven: set[int] = set()
+        self._pruned_through = 0
 
     def run(self) -> Report:
         """Compare, and return what was found.
@@ -151,7 +159,7 @@ class Reconciliation:
     def _begin(self) -> Progress:
         """Return where to go on, or a beginning."""
         options = self._options
-        if options.state is not None and (kept := load(options.state, self._subject)) is not None:
+        if options.state is not None and (kept := load(options.state, self._subject, self._asked)) is not None:
             for topic in kept.topics:
                 self._retention.of(topic)
             return kept
@@ -167,7 +175,7 @@ class Reconciliation:
 
     def _save(self) -> None:
         if self._options.state is not None:
-            save(self._options.state, self._progress, self._subject)
+            save(self._options.state, self._progress, self._subject, self._asked)
             self._saved = time.monotonic()
 
     def _step(self, rows: int, what: str) -> None:
@@ -187,22 +195,33 @@ class Reconciliation:
         progress = self._progress
         if progress.phase is Phase.MESSAGES:
             for end in self._ranges():
-                rows = _again_on_conflict(lambda end=end: self._compare_range(end))  # type: ignore[misc]
+                rows = again_on_conflict(self._compare_range, end)
                 progress.after = end
                 progress.checked += rows
                 self._step(rows, f"{progress.checked:,} messages compared, up to #{end} of #{progress.through}")
             self._turn_to_places()
         while progress.phase is Phase.PLACES:
             for end in self._ranges():
-                _again_on_conflict(lambda end=end: self._order_range(end))  # type: ignore[misc]
+                again_on_conflict(self._order_range, end)
                 progress.after = end
                 self._step(0, f"order of keys compared, up to #{end} of #{progress.through}")
             self._turn_to_places()
+        if progress.phase is Phase.HISTORY:
+            self._walk_history()
+            progress.phase = Phase.CONTENTS
+        if progress.phase is Phase.CONTENTS:
+            self._compare_contents()
+            progress.phase = Phase.LOGS
 
     def _turn_to_places(self) -> None:
         progress = self._progress
-        progress.phase = Phase.PLACES if progress.order.turn_to_what_is_left() else Phase.LOGS
         progress.after = progress.first - 1
+        if progress.order.turn_to_what_is_left():
+            progress.phase = Phase.PLACES
+            return
+        progress.phase = Phase.HISTORY
+        if progress.since == -math.inf:
+            progress.after = _BEFORE_ALL_IDS
 
     def _ranges(self) -> Iterator[int]:
         progress = self._progress
@@ -212,25 +231,34 @@ class Reconciliation:
     def _compare_range(self, end: int) -> int:
         progress, options = self._progress, self._options
         elsewhere: dict[str, int] = {}
-        rows = unproved = 0
+        rows = unproved = dead = far_off = 0
+        least = progress.without_id.least
         for message in self._comparison.messages(progress.after, end, progress.since):
             rows += 1
             outbox_id = message.outbox_id
             if message.stored:
                 progress.order.see(message.key_hash, outbox_id, message.stored[0].place)
+                for row in message.stored:
+                    if row.created is not None and (least is None or row.created < least):
+                        least = row.created
             elif message.status == Status.CONSUMED and message.biz_type not in options.parsers:
                 elsewhere[message.biz_type] = elsewhere.get(message.biz_type, 0) + 1
             if any(True for _ in flaws(message, options.parsers, options.stuck_after)):
                 progress.suspects.add(outbox_id)
             if message.status in _IN_KAFKA:
-                if message.created >= self._retention.of(message.topic).coarse:
+                if self._retention.of(message.topic).covers(message.key, message.created, skew=0):
                     progress.expected.add(outbox_id)
                     progress.topics.add(message.topic)
                 else:
                     unproved += 1
+            dead += message.status == Status.DEAD
+            far_off += days_ahead(message) > 0
         for biz_type, count in elsewhere.items():
             progress.elsewhere[biz_type] = progress.elsewhere.get(biz_type, 0) + count
         progress.unproved += unproved
+        progress.dead += dead
+        progress.far_off += far_off
+        progress.without_id.least = least
         return rows
 
     def _order_range(self, end: int) -> None:
@@ -239,17 +267,44 @@ class Reconciliation:
         for key, outbox_id, place in self._comparison.places(progress.after, end, progress.since, mask, bits):
             progress.order.see(key, outbox_id, place)
 
+    def _walk_history(self) -> None:
+        """Find what history has of messages that are not in the outbox."""
+        progress, comparison = self._progress, self._comparison
+        if not comparison.knows_what_was_pruned:
+            return
+        while (end := comparison.end_of_history_range(progress.after, progress.through)) is not None:
+            rowless = again_on_conflict(comparison.without_a_message, progress.after, end)
+            room = _MOST_ROWLESS - len(progress.rowless)
+            progress.rowless += rowless[:room]
+            progress.more_rowless += len(rowless[room:])
+            progress.after = end
+            self._step(len(rowless), f"history compared, up to #{end}")
+
+    def _compare_contents(self) -> None:
+        progress = self._progress
+
+        def ranges() -> Iterator[tuple[int, int]]:
+            after = progress.first - 1
+            while (end := self._comparison.end_of_range(after, progress.through)) is not None:
+                yield after, end
+                after = end
+
+        progress.without_id.compare(
+            self._comparison,
+            ranges,
+            lambda rows: self._step(rows, "rows of history without outbox_id compared"),
+            all_messages=progress.since == -math.inf,
+        )
+
     def _stragglers(self) -> list[Straggler]:
         """Return the messages that history has behind a later one, and that nothing in the database explains."""
         found: list[Straggler] = []
+        self._redriven = set()
         for some in _batches(self._progress.order.stragglers.items()):
             stragglers = self._comparison.stragglers(dict(some))
-            redriven = self._comparison.redriven([straggler.outbox_id for straggler in stragglers])
-            found += [
-                straggler
-                for straggler in stragglers
-                if straggler.outbox_id not in redriven and (self._options.strict or not straggler.retry_count)
-            ]
+            # Nobody promises an order of what was retried, where it is not asked for.
+            found += [straggler for straggler in stragglers if self._options.strict or not straggler.retry_count]
+            self._redriven |= self._comparison.redriven([straggler.outbox_id for straggler in stragglers])
         return found
 
     # --- Kafka -------------------------------------------------------------------------------------------------------
@@ -258,24 +313,17 @@ class Reconciliation:
         progress = self._progress
         watched = {outbox_id for straggler in stragglers for outbox_id in straggler[:2]}
         if not progress.stretches:
-            # Where they end now: whatever the outbox has called published lies before that.
-            self._retention.look_again()
-            ranges = {
-                place: stretch
-                for place, stretch in self._retention.ranges.items()
-                if place[0] in progress.topics or place[0] in self._options.topics
-            }
-            starts = {place: first for place, (first, _) in ranges.items()}
-            if progress.since > -math.inf:
-                starts = admin.offsets_at(ranges, progress.since - CLOCK_SKEW_SECONDS)
-            progress.stretches = {place: (starts[place], end) for place, (_, end) in ranges.items()}
-        known_from = max(self._comparison.pruned_through() + 1, progress.first if progress.since > -math.inf else 1)
+            progress.stretches = self._stretches(admin)
+        known_from = progress.first if progress.since > -math.inf else 1
+        self._pruned_through = self._comparison.pruned_through()
         for records in scan.read(progress.stretches):
             unknown: dict[int, Record] = {}
             for record in records:
                 outbox_id = outbox_id_of(record.value)
                 if outbox_id is None:
                     continue
+                if outbox_id in self._redriven:
+                    progress.last_places[outbox_id] = (record.partition[1], record.offset)
                 if not progress.seen.add(outbox_id):
                     progress.copies += 1
                     continue
@@ -289,6 +337,21 @@ class Reconciliation:
             progress.records += len(records)
             self._step(len(records), f"{progress.records:,} messages read from Kafka")
 
+    def _stretches(self, admin: Admin) -> dict[Partition, tuple[int, int]]:
+        """Return what is to be read of each partition."""
+        progress = self._progress
+        # Where they end now: whatever the outbox has called published lies before that.
+        self._retention.look_again()
+        ranges = {
+            place: stretch
+            for place, stretch in self._retention.ranges.items()
+            if place[0] in progress.topics or place[0] in self._options.topics
+        }
+        starts = {place: first for place, (first, _) in ranges.items()}
+        if progress.since > -math.inf:
+            starts = admin.offsets_at(ranges, progress.since - CLOCK_SKEW_SECONDS)
+        return {place: (starts[place], end) for place, (_, end) in ranges.items()}
+
     def _trace(self, unknown: Mapping[int, Record]) -> None:
         """Remember which of these messages are in Kafka alone."""
         progress = self._progress
@@ -300,12 +363,23 @@ class Reconciliation:
             # The tables of other handlers are not known.
             if is_too_old or decode_envelope(record.value).biz_type not in self._options.parsers:
                 continue
+            if outbox_id <= self._pruned_through:
+                self._note_below(outbox_id)
+                continue
             if len(progress.traces) == _MOST_TRACES:
                 progress.more_traces += 1
                 continue
             topic, partition = record.partition
             key = (record.key or b"").decode("utf-8", "replace")
             progress.traces[outbox_id] = Trace(topic, partition, record.offset, key)
+
+    def _note_below(self, outbox_id: int) -> None:
+        """Note a message of Kafka that has no row, where `prune` has been: what it was, nobody can tell any more."""
+        progress = self._progress
+        if len(progress.below) < _MOST_NAMED_IN_NOTE:
+            progress.below.append(outbox_id)
+        else:
+            progress.more_below += 1
 
     # --- the verdict -------------------------------------------------------------------------------------------------
 
@@ -318,19 +392,46 @@ class Reconciliation:
         for outbox_id in progress.expected.without(progress.seen):
             absent.add(outbox_id)
             progress.suspects.add(outbox_id)
+        for outbox_id in progress.without_id.copies:
+            progress.suspects.add(outbox_id)
         for ids in _batches(progress.suspects):
-            for message in _again_on_conflict(lambda ids=ids: list(self._comparison.messages_of(ids))):  # type: ignore[misc]
+            for message in again_on_conflict(self._messages_of, ids):
                 found = list(flaws(message, self._options.parsers, self._options.stuck_after))
                 if message.outbox_id in absent and message.status in _IN_KAFKA:
                     if self._retention.of(message.topic).covers(message.key, message.created):
-                        found.append(Flaw(Damage.MISSING, f"{message.status}, and not in Kafka"))
+                        found.append(Flaw(Damage.MISSING, Sign.NOT_IN_KAFKA, f"{message.status}, and not in Kafka"))
                     else:
                         unproved += 1
+                if (place := progress.without_id.copies.get(message.outbox_id)) is not None:
+                    text = f"row {place} of history is the same once more, without outbox_id"
+                    found.append(Flaw(Damage.DUPLICATED, Sign.WITHOUT_ID, text))
                 self._add(report, message, found)
+        report.counts[Damage.DUPLICATED] += progress.without_id.more_copies
+        self._judge_rowless(report)
         self._judge_traces(report)
         order_unproved, overlapping = self._judge_order(report, stragglers)
-        report.notes += self._notes(unproved, order_unproved, overlapping)
+        report.notes += notes(progress, unproved, order_unproved, overlapping)
+        report.notes += self._retention.unprovable()
+        if not self._comparison.history_is_indexed:
+            report.notes.append(
+                "history has no index on outbox_id: run `outbox-connector setup`, or this takes very long"
+            )
         return report
+
+    def _messages_of(self, ids: Sequence[int]) -> list[Message]:
+        return list(self._comparison.messages_of(ids))
+
+    def _judge_rowless(self, report: Report) -> None:
+        """Judge the messages that history has, and the outbox has not."""
+        progress = self._progress
+        for ids in _batches(progress.rowless):
+            for outbox_id, chat in self._comparison.still_without_a_message(ids):
+                in_kafka = outbox_id in progress.seen
+                where = "in history and in Kafka" if in_kafka else "in history alone"
+                sign = Sign.NOT_IN_OUTBOX if in_kafka else Sign.ONLY_IN_HISTORY
+                sample = Sample(outbox_id, "", chat, "gone", f"{where}, and not in the outbox", (sign,))
+                report.add(Damage.MISSING, sample, self._options.most_samples)
+        report.counts[Damage.MISSING] += progress.more_rowless
 
     def _judge_traces(self, report: Report) -> None:
         """Judge the messages that Kafka alone has, once every transaction that might hide a row of theirs has ended."""
@@ -349,20 +450,25 @@ class Reconciliation:
         if left and writers:
             report.notes.append(f"{len(left):,} messages of Kafka may have rows that are not committed yet: ask again")
             return
+        pruned_through = comparison.pruned_through()
         for outbox_id in left:
+            if outbox_id <= pruned_through:
+                self._note_below(outbox_id)
+                continue
             trace = progress.traces[outbox_id]
             text = f"at offset {trace.offset} of partition {trace.partition}, and neither in the outbox nor in history"
-            sample = Sample(outbox_id, trace.topic, trace.key, "gone", text)
+            sample = Sample(outbox_id, trace.topic, trace.key, "gone", text, (Sign.ONLY_IN_KAFKA,))
             report.add(Damage.MISSING, sample, self._options.most_samples)
         report.counts[Damage.MISSING] += progress.more_traces
 
     def _add(self, report: Report, message: Message, found: Iterable[Flaw]) -> None:
         """Count a message once for each kind of damage."""
-        texts: dict[Damage, list[str]] = {}
+        flaws_of: dict[Damage, list[Flaw]] = {}
         for flaw in found:
-            texts.setdefault(flaw.damage, []).append(flaw.text)
-        for damage, said in texts.items():
-            sample = Sample(message.outbox_id, message.topic, message.key, message.status, "; ".join(said))
+            flaws_of.setdefault(flaw.damage, []).append(flaw)
+        for damage, some in flaws_of.items():
+            text, signs = "; ".join(flaw.text for flaw in some), tuple(flaw.sign for flaw in some)
+            sample = Sample(message.outbox_id, message.topic, message.key, message.status, text, signs)
             report.add(damage, sample, self._options.most_samples)
 
     def _judge_order(self, report: Report, stragglers: Iterable[Straggler]) -> tuple[int, int]:
@@ -371,7 +477,14 @@ class Reconciliation:
         unproved = overlapping = 0
         for straggler in stragglers:
             own, other = (progress.places.get(outbox_id) for outbox_id in straggler[:2])
-            if own is None or other is None or own[0] != other[0]:
+            if straggler.outbox_id in self._redriven:
+                # It may stand behind all that Kafka has before the copy that was made when it was put back.
+                own = progress.last_places.get(straggler.outbox_id)
+                if own is None or other is None or own[0] != other[0] or own > other:
+                    continue
+                if not self._retention.of(straggler.topic).covers(straggler.key, straggler.created):
+                    continue
+            elif own is None or other is None or own[0] != other[0]:
                 if not self._retention.of(straggler.topic).covers(straggler.key, straggler.created):
                     unproved += 1
                     continue
@@ -379,42 +492,13 @@ class Reconciliation:
                 overlapping += 1
                 continue
             text = f"in history behind #{straggler.overtaken_by}, which was enqueued later"
-            sample = Sample(straggler.outbox_id, straggler.topic, straggler.key, Status.CONSUMED, text)
+            sample = Sample(straggler.outbox_id, straggler.topic, straggler.key, Status.CONSUMED, text, (Sign.ORDER,))
             report.add(Damage.REORDERED, sample, self._options.most_samples)
         report.counts[Damage.REORDERED] += progress.order.beyond
         return unproved, overlapping
-
-    def _notes(self, unproved: int, order_unproved: int, overlapping: int) -> Iterator[str]:
-        progress = self._progress
-        if unproved:
-            yield f"{unproved:,} messages are older than what Kafka keeps: that it had them cannot be proved any more"
-        yield from self._retention.unprovable()
-        if progress.copies:
-            yield f"Kafka holds {progress.copies:,} messages once more, which is no damage: the sink stores each once"
-        for biz_type, count in sorted(progress.elsewhere.items()):
-            yield f"{count:,} messages of {biz_type} are stored by a handler of yours: checked in outbox and Kafka only"
-        if order_unproved:
-            yield f"{order_unproved:,} messages are behind a later one, in an order that Kafka cannot tell any more"
-        if overlapping:
-            yield f"{overlapping:,} messages were committed after a later one of their key, and are stored like that"
-        if progress.order.beyond:
-            yield f"{progress.order.beyond:,} of the reordered messages were only counted: there are too many"
-        if not self._comparison.history_is_indexed:
-            yield "history has no index on outbox_id: run `outbox-connector setup`, or this takes very long"
 
 
 def _batches(things: Iterable[T]) -> Iterator[list[T]]:
     left = iter(things)
     while some := list(islice(left, _AT_ONCE)):
         yield some
-
-
-def _again_on_conflict(work: Callable[[], T]) -> T:
-    """Do it again where a standby's recovery was in the way."""
-    while True:
-        try:
-            return work()
-        except psycopg.Error as error:
-            if not is_conflict(error):
-                raise
-            time.sleep(0.1)

@@ -115,8 +115,8 @@ def test_a_key_has_the_partition_of_the_java_client(key: bytes, partition: int) 
 def test_a_topic_covers_what_came_after_its_partitions_first_message() -> None:
     """A message is provable by its key's own partition, with leave for clocks that differ."""
     here = partition_of(b"a", 2)
-    reach = TopicReach(tuple(1000.0 if number == here else float("inf") for number in range(2)))
+    reach = TopicReach(tuple(1000.0 if number == here else float("inf") for number in range(2)), (1000.0, 1000.0))
     assert not reach.covers("a", 1000.0)
     assert reach.covers("a", 1061.0)
-    assert not TopicReach((), "is gone").covers("a", 1061.0)
+    assert not TopicReach((), why_not="is gone").covers("a", 1061.0)
     assert TopicReach((float("-inf"),) * 2).covers("a", -1e9)
