@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from connector.errors import PayloadError
 
-_LARGEST_BIGINT: Final = (1 << 63) - 1
+_BEYOND_BIGINT: Final = 1 << 63
 
 
 class ChatHistoryHandler:
@@ -39,7 +39,7 @@ class ChatHistoryHandler:
         user_id = payload.get("user_id")
         if type(user_id) is not int:
             raise PayloadError(f"payload.user_id: expected an integer, got {_kind(user_id)}")
-        if not -_LARGEST_BIGINT <= user_id <= _LARGEST_BIGINT:
+        if not -_BEYOND_BIGINT <= user_id < _BEYOND_BIGINT:
             raise PayloadError("payload.user_id: does not fit a bigint")
         chat_id = _text(payload, "chat_id")
         if chat_id is None:

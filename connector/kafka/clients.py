@@ -45,8 +45,6 @@ _CONSUMER: Final[dict[str, str | int | bool]] = {
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 10,  # a partition whose queue was full would rest for a second, with the queue long empty
 }
-# Over what the environment says: by its name and by its older one.
-_COMMITS_WHAT_IS_STORED: Final = {"enable.auto.commit": True, "auto.commit.enable": True}
 _CLIENT: Final[dict[str, str | int | bool]] = {
     "client.id": "outbox-connector",
     "socket.keepalive.enable": True,
@@ -102,7 +100,10 @@ class Kafka(NamedTuple):
         if instance_id:
             own["group.instance.id"] = instance_id
         configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
-        configuration.update(error_cb=on_error, on_commit=on_commit, **_COMMITS_WHAT_IS_STORED)
+        configuration.update(error_cb=on_error, on_commit=on_commit)
+        # Whatever the environment says, and by either name: what is stored is committed.
+        configuration["enable.auto.commit"] = True
+        configuration.pop("auto.commit.enable", None)
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
 
     def log_reader(self, group_id: str, on_error: Callable[[KafkaError], None]) -> Consumer:

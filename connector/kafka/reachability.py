@@ -43,6 +43,6 @@ class Reachability(threading.Thread):
                 self._admin.topics(timeout=3)
                 self.problem = None
             except KafkaException as error:
-                self.problem = f"Kafka does not answer: {error.args[0].str()}"
+                self.problem = f"Kafka does not answer: {self._admin.trouble() or error.args[0].str()}"
                 self._doubted.set()
                 time.sleep(0.5)

@@ -14,6 +14,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -155,6 +165,55 @@ def test_kafka_with_a_scram_password_from_a_file(  # noqa: PLR0917 - fixtures
         "CONNECTOR_KAFKA_SASL_PASSWORD_FILE": str(password),
     }
     assert_the_pipeline_works(env | scram, secure_postgres, owner)
+
+
+def test_a_kafka_password_that_changes_needs_a_restart(
+    env: dict[str, str], secure_postgres: SecurePostgres, owner: str, broker: ApacheKafka, authority: Authority
+) -> None:
+    """Who is connected goes on; who starts with the old one waits and says why; with the new one it goes on."""
+    topic, admin = env["CONNECTOR_TOPICS"], broker.admin()
+    user = f"{topic}-user"
+
+    def change_password(password: str) -> None:
+        how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        change = UserScramCredentialUpsertion(user, how, password.encode())
+        for changed in admin.alter_user_scram_credentials([change]).values():
+            changed.result(20)
+
+    def scram(password: str) -> dict[str, str]:
+        return env | {
+            "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": broker.servers_of(SCRAM),
+            "CONNECTOR_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+            "CONNECTOR_KAFKA_SSL_CA_LOCATION": str(authority.certificate),
+            "CONNECTOR_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+            "CONNECTOR_KAFKA_SASL_USERNAME": user,
+            "CONNECTOR_KAFKA_SASL_PASSWORD": password,
+        }
+
+    def waits_and_says_why(process: Process) -> bool:
+        answer = process.http("/readyz")
+        return answer.status == 503 and "authentication" in answer.body.lower()
+
+    kinds = (ResourceType.TOPIC, ResourceType.GROUP)
+    wholly = [(kind, topic, ResourcePatternType.PREFIXED, f"User:{user}", "*", AclOperation.ALL) for kind in kinds]
+    for made in admin.create_acls([AclBinding(*what, AclPermissionType.ALLOW) for what in wholly]).values():
+        made.result(20)
+    change_password("first-pa55word")
+    assert run("setup", env).returncode == 0
+    reader, sink = (Process(name, env=scram("first-pa55word")).start() for name in ("reader", "sink"))
+    is_streaming(reader)
+    with secure_postgres.connect(dbname=owner) as app:
+        store(app, topic)
+        change_password("second-pa55word")
+        store(app, topic)
+        assert sink.stop() == 0
+        late = Process("sink", env=scram("first-pa55word")).start()
+        eventually(lambda: waits_and_says_why(late), within=30, what="word of the password")
+        assert late.stop() == 0
+        assert "pa55word" not in late.stderr
+        sink = Process("sink", env=scram("second-pa55word")).start()
+        store(app, topic)
+    assert (reader.stop(), sink.stop()) == (0, 0)
 
 
 def test_kafka_with_tokens_from_a_file_that_rotates(  # noqa: PLR0917 - fixtures

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from connector.errors import EnvelopeError
+from connector.errors import EnvelopeError, PayloadError
+from connector.handlers.chat_history import ChatHistoryHandler
 from connector.outbox import Fence, OutboxRow, Unreadable, decode_envelope, decode_headers, encode_envelope
 
 LONG_NUMBER = b"1" + b"0" * 5_000
@@ -44,3 +45,13 @@ def test_a_broken_value_that_begins_like_ours_is_no_envelope() -> None:
 def test_a_row_with_a_negative_retry_count_makes_an_envelope() -> None:
     """Whatever a row holds, its own message can be read."""
     assert decode_envelope(encode_envelope(row(b"{}", retry_count=-3))).attempt == 0
+
+
+def test_a_user_id_may_be_any_bigint_and_nothing_beyond() -> None:
+    """Both ends of PostgreSQL's bigint are taken; one further is a payload that nothing can store."""
+    handler = ChatHistoryHandler()
+    for user_id in (-(1 << 63), (1 << 63) - 1):
+        assert handler.parse({"user_id": user_id, "chat_id": "c"})[0] == user_id
+    for user_id in (-(1 << 63) - 1, 1 << 63):
+        with pytest.raises(PayloadError, match="bigint"):
+            handler.parse({"user_id": user_id, "chat_id": "c"})
