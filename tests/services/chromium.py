@@ -136,11 +136,14 @@ class Chromium:
         return str(self.run("document.body.innerText"))
 
     def click(self, selector: str) -> None:
-        """Click on an element as a person does, by the mouse."""
+        """Click on an element as a person does, by the mouse, once it is to be seen and has come to rest."""
         x, y = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({block: 'center', behavior: 'instant'}); const r = e.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            "(async () => { let before; for (let frames = 0; frames < 600; frames++) {"
+            f" const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center', behavior: 'instant'}); await new Promise(requestAnimationFrame);"
+            " const r = e.getBoundingClientRect(); const place = [r.x + r.width / 2, r.y + r.height / 2];"
+            " if (String(place) === before && e.contains(document.elementFromPoint(...place))) return place;"
+            " before = String(place); } throw new Error('nobody can click on it'); })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
