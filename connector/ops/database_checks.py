@@ -411,15 +411,21 @@ def _privileges(facts: DatabaseExamination) -> Iterator[Verdict]:
     """Tell which process the role in use may serve.
 
     One role for each process is the safest way to run, and the doctor runs as one of them: a role that can serve only
-    the one is a warning with what the other would need, and only a role that can serve neither fails.
+    the one is a warning with what the other would need, where there is another role that has it. It fails where there
+    is none, so that this one is meant to serve both; and so does a role that can serve neither.
     """
     role, tables = facts.database.role, facts.expected.tables
     if facts.database.outbox is None:
         yield skipped(f"there is no table {tables.outbox}")
         return
     reader, sink = _lacks_for_reader(facts), _lacks_for_sink(facts)
+    others = facts.database.others
     if not reader and not sink:
         yield ok(f"role {role.name} may serve reader and sink")
+    elif not sink and not others.serve_reader:
+        yield fail(f"role {role.name} may not serve the reader, and no other role may", _grants("reader", reader))
+    elif not reader and not others.serve_sink:
+        yield fail(f"role {role.name} may not serve the sink, and no other role may", _grants("sink", sink))
     elif not sink:
         yield warning(
             f"role {role.name} may serve the sink only; fine if the reader uses another", _grants("reader", reader)

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import psycopg
 
@@ -53,6 +53,13 @@ class Role:
     name: str
     superuser: bool
     replication: bool
+
+
+class Others(NamedTuple):
+    """Whether a role other than the one in use may serve the reader, and the sink."""
+
+    serve_reader: bool
+    serve_sink: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,7 @@ class DatabaseFacts:
 
     server: Server
     role: Role
+    others: Others
     session: Session
     clock_ahead_seconds: float
     clock_uncertainty_seconds: float
@@ -170,17 +178,18 @@ class Inspection:
         ahead, uncertainty = self.clock()
         ((*server,),) = self._fetch("server")
         ((*role,),) = self._fetch("role")
-        outbox = self.relation(outbox_table)
+        outbox, history = self.relation(outbox_table), self.relation(history_table)
         migrations = self.relation(Table(outbox_table.schema, "outbox_connector_migrations"))
         slot_progress = self.relation(Table(outbox_table.schema, "outbox_connector_slots"))
         return DatabaseFacts(
             server=Server(*server),
             role=Role(*role),
+            others=self._others(outbox, history),
             session=session,
             clock_ahead_seconds=ahead,
             clock_uncertainty_seconds=uncertainty,
             outbox=outbox,
-            history=self.relation(history_table),
+            history=history,
             slot_progress=slot_progress,
             sink_offsets=self.relation(Table(outbox_table.schema, "outbox_connector_offsets")),
             applied_migrations=self._applied(migrations),
@@ -189,6 +198,11 @@ class Inspection:
             slot=self.slot(slot),
             waiting_topics=self._waiting_topics(outbox),
         )
+
+    def _others(self, outbox: Relation | None, history: Relation | None) -> Others:
+        if outbox is None or history is None:
+            return Others(serve_reader=False, serve_sink=False)
+        return Others(*self._fetch("other_roles", outbox=outbox.oid, history=history.oid)[0])
 
     def session(self, connect_again: Callable[[], Connection]) -> Session:
         """Tell whether a pooler stands between us and the server, and if so whether it shares server sessions.

@@ -27,6 +27,28 @@ select r.rolname::text, r.rolsuper,
   from pg_roles as r
  where r.rolname = current_user;
 
+-- name: other_roles
+-- Whether another role may serve the reader, and the sink: one that can log in, by what it was granted (a superuser may do
+-- anything, and says nothing of what is meant), or one that does so now. It takes the tables' oids.
+with others as materialized (
+    select r.oid,
+           r.rolreplication
+           or exists (select from pg_roles as managed
+                       where managed.rolname = 'rds_replication' and pg_has_role(r.oid, managed.oid, 'member')) as replicates
+      from pg_roles as r
+     where r.rolcanlogin and not r.rolsuper and r.rolname <> current_user
+       and has_table_privilege(r.oid, %(outbox)s::oid, 'SELECT')
+       and has_table_privilege(r.oid, %(outbox)s::oid, 'UPDATE')
+),
+at_work as materialized (
+    select a.application_name as name from pg_stat_activity as a
+     where a.datname = current_database() and a.usename <> current_user
+)
+select exists (select from others where replicates)
+       or exists (select from at_work where starts_with(name, 'outbox-connector reader')),
+       exists (select from others where has_table_privilege(oid, %(history)s::oid, 'INSERT'))
+       or exists (select from at_work where name = 'outbox-connector sink');
+
 -- name: remember
 select set_config('outbox_connector.doctor', %(token)s, false);
 

@@ -349,6 +349,34 @@ def test_the_two_roles_serve_what_they_are_for(env: dict[str, str], roles: dict[
     assert "replication" in the(sink, "replication connection", Level.WARNING).remedy
 
 
+@pytest.mark.parametrize(
+    ("process", "remedy"), [("reader", "replication"), ("sink", 'grant insert on "public"."chat_histories"')]
+)
+def test_a_role_that_alone_must_serve_both_fails_for_what_it_lacks(
+    env: dict[str, str], database: Database, process: str, remedy: str
+) -> None:
+    """Without another role for the process that it may not serve, a missing privilege is no matter of taste."""
+    role = f"app_{secrets.token_hex(4)}"
+    url = urlsplit(database.url)
+    variables = {
+        "CONNECTOR_DATABASE_URL": urlunsplit(url._replace(netloc=f"{role}@{url.netloc.rpartition('@')[2]}")),
+        "CONNECTOR_REPLICATION_URL": database.url,
+    }
+    with database.connect() as connection:
+        connection.execute(f"create role {role} login replication")
+        connection.execute(f"grant all on all tables in schema public to {role}")
+        try:
+            assert "privileges" not in not_ok(findings_of(env, **variables))
+            connection.execute(
+                f"alter role {role} noreplication" if process == "reader" else f"revoke insert on {HISTORY} from {role}"
+            )
+            found = the(findings_of(env, **variables), "privileges")
+            assert f"may not serve the {process}, and no other role may" in found.text
+            assert remedy in found.remedy
+        finally:
+            connection.execute(f"drop owned by {role}; drop role {role}")
+
+
 def test_a_missing_privilege_fails_with_the_grant_to_run(
     env: dict[str, str], roles: dict[str, str], database: Database
 ) -> None:

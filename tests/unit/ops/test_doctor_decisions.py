@@ -15,7 +15,7 @@ from connector.ops.findings import Finding, Level, as_json, as_lines, failed, si
 from connector.ops.kafka_checks import KafkaFacts, judge_kafka
 from connector.outbox import Table
 from connector.store.bookkeeping import Progress, SlotState
-from connector.store.inspection import DatabaseFacts, Role, Server, Session, Slot
+from connector.store.inspection import DatabaseFacts, Others, Role, Server, Session, Slot
 from connector.store.queries import Tables
 from connector.store.schema import EnqueueTarget
 
@@ -59,6 +59,7 @@ SLOT = Slot(
 FACTS = DatabaseFacts(
     server=SERVER,
     role=Role("app", superuser=False, replication=True),
+    others=Others(serve_reader=False, serve_sink=False),
     session=Session(direct=True, shared=False),
     clock_ahead_seconds=0.0,
     clock_uncertainty_seconds=0.001,
