@@ -109,11 +109,12 @@ def read_copies(connection: Connection, kafka: Kafka, topic: str, ids: list[int]
     connection.execute(after)
 
 
-def add_to_history(connection: Connection, doubled: int, copied: int, *made_up: int) -> None:
+def add_to_history(connection: Connection, doubled: int, copied: int, unnamed: int, *made_up: int) -> None:
     """Add rows of messages that never were, a copy, another one without `outbox_id`, and two rows that are no damage.
 
-    Of these one is from before the connector, and one is the same said once more.
+    Of these one is from before the connector, and one is the same said once more. A row loses its `outbox_id`.
     """
+    connection.execute(f"update {HISTORY} set outbox_id = null where outbox_id = %s", [unnamed])
     connection.execute("drop index chat_histories_outbox_id_key")
     connection.execute(
         f"insert into {HISTORY} (user_id, chat_id, message_content, role, created_at, outbox_id)"
@@ -139,7 +140,7 @@ def of_people(connector: Start, ids: list[int], alike: int) -> None:
     assert people.wait() == 1
     assert "recorded" not in people.stdout
     assert "1 messages are dead" in people.stdout
-    assert "3 rows of history have no outbox_id" in people.stdout
+    assert "4 rows of history have no outbox_id" in people.stdout
     assert re.search(rf"content of a message, at another time: row \d+ that of #{alike}\n", people.stdout)
     for outbox_id in ids:
         assert f"#{outbox_id} " in people.stdout
@@ -175,7 +176,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     place: dict[int, int] = dict(connection.execute(f"select outbox_id, id from {HISTORY}").fetchall())
     lost, doubled, altered, early, unread = rows["a"][2], rows["a"][4], rows["b"][1], rows["b"][5], rows["c"][0]
     connection.execute(f"delete from {HISTORY} where outbox_id = %s", [lost])
-    add_to_history(connection, doubled, rows["c"][5], made_up, -3)
+    add_to_history(connection, doubled, rows["c"][5], rows["b"][7], made_up, -3)
     connection.execute(f"update {HISTORY} set message_content = 'not this' where outbox_id = %s", [altered])
     connection.execute(
         f"update {HISTORY} set created_at = created_at + interval '1 microsecond' where outbox_id = %s", [unread]
@@ -204,6 +205,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     signs = {sample["outbox_id"]: sample["signs"] for sample in document["samples"]["missing"]}
     assert signs == {
         lost: ["not_in_history"],
+        rows["b"][7]: ["not_in_history"],
         unsent: ["not_in_kafka"],
         erased: ["only_in_kafka"],
         rowless: ["not_in_outbox"],
@@ -211,7 +213,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
         -3: ["only_in_history"],
     }
     assert named(document) == {
-        "missing": [lost, unsent, -3, rowless, made_up, erased],
+        "missing": [lost, rows["b"][7], unsent, -3, rowless, made_up, erased],
         "stuck": [stuck, overdue, never],
         "duplicated": [doubled, rows["c"][5]],
         "reordered": [early, rows["c"][2]],
@@ -222,6 +224,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
 
     read_copies(connection, durable_kafka, topic, [erased, rowless, rewritten])
     for what, ids in (
+        ("without its outbox_id", [lost, rows["b"][7]]),
         ("missing from history", [lost]),
         ("missing from Kafka", [unsent]),
         ("missing from the outbox", [erased, rowless]),
