@@ -16,8 +16,7 @@ from urllib.parse import unquote
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from connector.errors import ConfigurationError
 from connector.failpoints import Failpoint, Point
@@ -204,13 +203,13 @@ def _setting(default: object, meaning: str, expects: str, *, shown: str = "", se
     return Field(default=default, description=meaning, json_schema_extra=extra, repr=not secret)
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The checked configuration of one process; `load_settings` makes it.
 
     Its repr holds no secrets. A value that the command at hand does not need may be empty.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
     database_url: Conninfo = _setting(
         "",
@@ -336,19 +335,6 @@ class Settings(BaseSettings):
     )
     # libpq reads PGPASSWORD by itself; it is here only so that `secrets` knows it.
     libpq_password: str = Field(default="", repr=False)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the environment to `load_settings`, which knows `_FILE`, Kafka options and unknown names."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
