@@ -183,6 +183,9 @@ class Admin:
         Raises:
             KafkaException: the group cannot be asked.
         """
+        # librdkafka crashes the process where the broker that it asks for offsets is not the coordinator, or not yet
+        # (confluentinc/librdkafka#5040). Describing the group bears that answer, and waits for the coordinator.
+        self.group(group_id, timeout)
         request = confluent_kafka.ConsumerGroupTopicPartitions(group_id)
         ask = self._client.list_consumer_group_offsets
         offsets = _from_coordinator(lambda: ask([request], request_timeout=timeout), timeout)
