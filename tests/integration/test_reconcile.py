@@ -428,7 +428,7 @@ def busy(database: Database, topic: str) -> Iterator[threading.Event]:
 def test_nothing_is_named_while_the_pipeline_is_busy(
     connection: Connection, database: Database, durable_kafka: Kafka, topic: str, connector: Start
 ) -> None:
-    """With messages in flight, in retry and held, and writers of one key that overlap, nothing is taken for damage."""
+    """With messages in flight, in retry, held and pruned, and writers of one key that overlap, nothing is damage."""
     connection.execute("create table agent_chats (chat_id varchar(36) primary key)")
     connection.execute(f"alter table {HISTORY} add foreign key (chat_id) references agent_chats")
     connection.execute("insert into agent_chats select 'chat-' || n from generate_series(1, 6) as n")
@@ -441,7 +441,9 @@ def test_nothing_is_named_while_the_pipeline_is_busy(
             what="messages in retry and held",
         )
         for _ in range(2):
+            pruning = connector("prune", "--older-than", "1s")
             assert named(reconciled(connector)) == {}
+            assert pruning.wait(30) == 0
         assert named(reconciled(connector, "--since", "2s")) == {}
         connection.execute("insert into agent_chats values ('chat-0')")
         assert named(reconciled(connector)) == {}

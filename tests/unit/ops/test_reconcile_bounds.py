@@ -118,5 +118,16 @@ def test_a_topic_covers_what_came_after_its_partitions_first_message() -> None:
     reach = TopicReach(tuple(1000.0 if number == here else float("inf") for number in range(2)), (1000.0, 1000.0))
     assert not reach.covers("a", 1000.0)
     assert reach.covers("a", 1061.0)
-    assert not TopicReach((), why_not="is gone").covers("a", 1061.0)
     assert TopicReach((float("-inf"),) * 2).covers("a", -1e9)
+    assert not TopicReach((), why_not="is gone").covers("a", 1061.0)
+
+
+def test_a_partition_that_was_added_later_proves_nothing_of_before() -> None:
+    """Two partitions were cut; two were added at 5000, of which nothing was deleted, and that never had what came before."""
+    never = float("-inf")
+    reach = TopicReach((1000.0, 1000.0, never, never), (1000.0, 1000.0, 5000.0, 6000.0))
+    key = next(key for key in map(str, range(100)) if partition_of(key.encode(), 4) > 1)
+    assert not reach.covers(key, 500.0)
+    assert reach.covers(key, 2000.0)
+    # Those that were there from the beginning have everything.
+    assert TopicReach((1000.0, 1000.0, never, never), (1000.0, 1000.0, 10.0, 20.0)).covers(key, 500.0)
