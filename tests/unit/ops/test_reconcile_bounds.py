@@ -123,7 +123,7 @@ def test_a_topic_covers_what_came_after_its_partitions_first_message() -> None:
 
 
 def test_a_partition_that_was_added_later_proves_nothing_of_before() -> None:
-    """Two partitions were cut; two were added at 5000, of which nothing was deleted, and that never had what came before."""
+    """Two partitions were cut; two came at 5000, of which nothing was deleted, and that never had what was before."""
     never = float("-inf")
     reach = TopicReach((1000.0, 1000.0, never, never), (1000.0, 1000.0, 5000.0, 6000.0))
     key = next(key for key in map(str, range(100)) if partition_of(key.encode(), 4) > 1)
