@@ -34,6 +34,9 @@ def add(commands: Commands) -> None:
     reconcile.add_argument(
         "--state", type=Path, metavar="FILE", help="keep the place in a file: an interrupted run goes on from there"
     )
+    reconcile.add_argument(
+        "--copies", type=Path, metavar="FILE", help="write what Kafka has of the messages named to a file, to mend from"
+    )
     reconcile.set_defaults(command=_reconcile)
 
 
@@ -55,6 +58,7 @@ def _reconcile(arguments: argparse.Namespace) -> int:
         rate=arguments.rate,
         most_samples=max(0, arguments.samples),
         state=arguments.state,
+        copies=arguments.copies,
         start_deadline_seconds=settings.start_deadline_seconds,
         proved_by=who(settings.group_instance_id),
     )

@@ -17,7 +17,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from connector.ops.reconcile.retention import partition_of
-from tests.integration.scenario import OUTBOX, Tap, is_streaming, metric, one, set_up
+from tests.integration.scenario import OUTBOX, is_streaming, metric, one, set_up
 from tests.services import Database, Kafka, Process, eventually
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -93,19 +93,17 @@ def remedies() -> dict[str, str]:
     return {block.partition("\n")[0].removeprefix("-- "): block for block in statements("prove.md")}
 
 
-def mend(connection: Connection, what: str, *ids: int, topic: str = "") -> None:
+def mend(connection: Connection, what: str, *ids: int) -> None:
     """Do what the guide says."""
-    statement = remedies()[what].replace("4711", ", ".join(map(str, ids)))
-    connection.execute(statement.replace("smartflow.agent.outbox", topic))
+    connection.execute(remedies()[what].replace("4711", ", ".join(map(str, ids))))
 
 
-def read_copies(connection: Connection, kafka: Kafka, topic: str, ids: list[int]) -> None:
-    """Do what `psql` does with the guide's script, and what Kafka's console consumer prints."""
+def read_copies(connection: Connection, copies: Path) -> None:
+    """Do what `psql` does with the guide's script."""
     before, copy, after = re.split(r"^\\(copy .*)$", remedies()["Kafka's copies"], flags=re.MULTILINE)
     connection.execute(before)
-    with Tap(kafka, topic) as tap, connection.cursor().copy(copy.replace("'copies.txt'", "stdin")) as lines:
-        for sent in tap.has(ids):
-            lines.write(f"{sent.key}\t{sent.value.decode()}\n")
+    with connection.cursor().copy(copy.replace("'copies.jsonl'", "stdin")) as lines:
+        lines.write(copies.read_bytes())
     connection.execute(after)
 
 
@@ -150,7 +148,7 @@ def of_people(connector: Start, ids: list[int], alike: int) -> None:
 
 
 def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
-    connection: Connection, durable_kafka: Kafka, topic: str, connector: Start
+    connection: Connection, durable_kafka: Kafka, topic: str, connector: Start, tmp_path: Path
 ) -> None:
     """Damage of every kind, planted by hand, is named by its ids and nothing else is; the guide mends all of it."""
     reader, sink = is_streaming(connector("reader")), connector("sink")
@@ -201,7 +199,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
         [unsent, dead],
     )
 
-    document = reconciled(connector)
+    document = reconciled(connector, "--copies", str(copies := tmp_path / "copies.jsonl"))
     signs = {sample["outbox_id"]: sample["signs"] for sample in document["samples"]["missing"]}
     assert signs == {
         lost: ["not_in_history"],
@@ -222,7 +220,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     of_people(connector, [outbox_id for ids in named(document).values() for outbox_id in ids], alike=rows["a"][0])
     assert named(reconciled(connector, "--stuck-after", "1h"))["stuck"] == [overdue, never]
 
-    read_copies(connection, durable_kafka, topic, [erased, rowless, rewritten])
+    read_copies(connection, copies)
     for what, ids in (
         ("without its outbox_id", [lost, rows["b"][7]]),
         ("missing from history", [lost]),
@@ -238,7 +236,7 @@ def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
         ("differing", [altered, unread, untimely]),
         ("not marked", [unmarked]),
     ):
-        mend(connection, what, *ids, topic=topic)
+        mend(connection, what, *ids)
     for command in (["--stuck", "--older-than", "10m"], ["--id", str(dead)]):
         assert connector("redrive", *command, "--reason", "a test", "--yes").wait() == 0
     connector("reader")

@@ -22,6 +22,7 @@ from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka import Admin, Kafka, KafkaException, LogScan, Partition, Record
 from connector.ops.awaited import before
 from connector.ops.database import open_database
+from connector.ops.reconcile.copies import write_copies
 from connector.ops.reconcile.damage import CLOCK_SKEW_SECONDS, Damage, Flaw, Parsers, Sign, days_ahead, flaws
 from connector.ops.reconcile.id_set import IdSet
 from connector.ops.reconcile.notes import notes
@@ -64,6 +65,7 @@ class ReconcileOptions:
     rate: float | None
     most_samples: int
     state: Path | None
+    copies: Path | None
     start_deadline_seconds: float
     proved_by: str
 
@@ -150,7 +152,12 @@ class Reconciliation:
                 self._read_logs(admin, scan, stragglers)
             finally:
                 self._save()
-            return self._judge(stragglers)
+            report = self._judge(stragglers)
+            if options.copies is not None:
+                named = {sample.outbox_id for samples in report.samples.values() for sample in samples}
+                found = write_copies(options.copies, scan, self._retention.ranges, named)
+                report.notes.append(f"Kafka has {found:,} of the {len(named):,} messages named: see {options.copies}")
+            return report
         finally:
             scan.close()
 
