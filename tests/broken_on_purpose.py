@@ -70,6 +70,14 @@ BREACHES = (
         "test_the_slot_is_never_confirmed_further_than_its_record",
     ),
     Breach(
+        1,
+        "what is thrown away with a producer is not read again",
+        "connector/reader.py",
+        "        self._bookkeeper.abandon()\n        self._stream.forget()\n",
+        "        self._bookkeeper.abandon()\n",
+        "test_what_is_thrown_away_with_a_producer_is_read_again",
+    ),
+    Breach(
         2,
         "an offset is stored before its batch is settled",
         "connector/sink.py",
@@ -281,6 +289,14 @@ BREACHES = (
         "if now >= next_feedback or confirmable > confirmed or stream.reply_requested:",
         "if caught_up and (now >= next_feedback or confirmable > confirmed or stream.reply_requested):",
         "test_large_rows_fill_the_pipe_by_their_bytes_and_the_server_is_answered_all_the_while",
+    ),
+    Breach(
+        9,
+        "every keepalive is answered, also where none asks",
+        "connector/stream.py",
+        "self.reply_requested = self.reply_requested or frame.reply_requested",
+        "self.reply_requested = True",
+        "test_nothing_undelivered_is_ever_confirmed",
     ),
     Breach(
         9,

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from psycopg import sql
 
 from connector.cli.composition import reader_options
@@ -858,11 +859,13 @@ def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, databas
         before = one(app, "select pg_current_wal_lsn()")
         ids += some(app, own_topic, 1)
         query = "select confirmed_flush_lsn > %s::pg_lsn from pg_replication_slots where slot_name = %s"
-        until = time.monotonic() + 2 * FEEDBACK_SECONDS + 1  # each asks for a keepalive
+        lasting = 2 * FEEDBACK_SECONDS + 1  # each asks for a keepalive
+        until, worked = time.monotonic() + lasting, reader.cpu_seconds
         while time.monotonic() < until:
             write_wal(app, 1)
             assert not one(app, query, [before, slot_of(env)])
             time.sleep(0.2)
+        assert reader.cpu_seconds - worked < lasting / 4, "a storm of keepalives"
         assert "reader_interrupted" not in reader.stderr
         assert reader.stop() == 0
         assert reader.wait_for_log("drained")["undelivered"] == 3
@@ -872,6 +875,32 @@ def test_nothing_undelivered_is_ever_confirmed(durable_own_kafka: Kafka, databas
         is_streaming(Process("reader", env=env).start())
         with Tap(durable_own_kafka, own_topic) as tap:
             tap.has(ids)
+
+
+def test_what_is_thrown_away_with_a_producer_is_read_again(
+    app: Connection, connector: Start, kafka: Kafka, topic: str, tap: Tap
+) -> None:
+    """A batch beyond a limit that was lowered takes its producer along, and with it all that was on its way."""
+    limit = ConfigEntry("max.message.bytes", "3000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[limit])
+    with kafka.proxy() as proxy:
+        reader = is_streaming(connector("reader", CONNECTOR_KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{proxy.port}"))
+        ids = enqueue(app, topic, "key", 0)
+        tap.has(ids)
+        all_published(app)
+        proxy.black_hole()
+        for _ in range(20):
+            ids += enqueue(app, topic, "key", *range(100))
+        eventually(lambda: metric(reader, "in_flight_messages") == 2_000, what="all of them on their way")
+        admin = kafka.admin()
+        for changed in admin.incremental_alter_configs([resource]).values():
+            changed.result(20)
+        proxy.restore()
+        reader.wait_for_log("producer_replaced")
+        tap.has(ids)
+        all_published(app)
+        assert in_order(tap.sent)
+        assert reader.stop() == 0
 
 
 @contextmanager

@@ -121,6 +121,12 @@ class Process:
         return int(peak[1]) / 1024 if peak else 0.0
 
     @property
+    def cpu_seconds(self) -> float:
+        """The processor's time that it has taken so far."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
+    @property
     def stdout(self) -> str:
         """What it printed, the last lines of it; complete once it has ended."""
         return "\n".join(self._streams["stdout"])
