@@ -16,23 +16,24 @@ select (select min(id) from {outbox}), (select max(id) from {outbox}),
 
 -- name: newest_of
 -- The latest creation among the rows that follow an id.
-select extract(epoch from max(few.created_at))::double precision
+select extract(epoch from max(few.created_at)::timestamptz)::double precision
   from (select o.created_at from {outbox} as o
          where o.id >= %(from)s and isfinite(o.created_at) order by o.id limit 200) as few;
 
 -- name: messages
 -- Rows of the outbox, each beside what history holds of it, as one snapshot shows both: one line for each history row,
--- or one with nulls.
+-- or one with nulls. A history that was there before may have times without a zone: they are those of the session's, as they were
+-- when the sink stored them.
 select o.id, o.status, o.biz_type, o.topic, o.message_key, hashtextextended(o.message_key, hashtext(o.topic)),
-       extract(epoch from o.created_at)::double precision,
+       extract(epoch from o.created_at::timestamptz)::double precision,
        extract(epoch from statement_timestamp())::double precision
-           - extract(epoch from case o.status when 'published' then coalesce(o.published_at, o.updated_at)
+           - extract(epoch from case o.status when 'published' then coalesce(o.published_at::timestamptz, o.updated_at)
                                               when 'pending' then coalesce(o.next_retry_at, o.updated_at)
                                 end)::double precision,
-       o.retry_count, extract(epoch from o.consumed_at)::double precision,
+       o.retry_count, extract(epoch from o.consumed_at::timestamptz)::double precision,
        case when h.id is not null then o.payload::text end,
        h.id, h.user_id, h.chat_id::text, h.message_content, h.role::text,
-       case when isfinite(h.created_at) then (extract(epoch from h.created_at) * 1000000)::bigint end
+       case when isfinite(h.created_at) then (extract(epoch from h.created_at::timestamptz) * 1000000)::bigint end
   from (select *
           from {outbox}
          where {which}) as o
@@ -73,7 +74,7 @@ select hashtextextended(o.message_key, hashtext(o.topic)), o.id, min(h.id)
 -- Messages by their place in history, each with a later one of its key that is stored before it.
 with suspects as materialized (
     select early.id, late.id as overtaker, early.topic, early.message_key, early.retry_count,
-           extract(epoch from least(early.created_at, late.created_at))::double precision as created
+           extract(epoch from least(early.created_at, late.created_at)::timestamptz)::double precision as created
       from unnest(%(places)s::bigint[], %(overtakers)s::bigint[]) as i (place, overtaker)
       join {history} as h on h.id = i.place
       join {outbox} as early on early.id = h.outbox_id
@@ -130,13 +131,13 @@ select (select count(*) from (select from {history} where outbox_id is null limi
 
 -- name: count_without_id
 -- How many of them are in some blocks, and which of them is the newest, in microseconds since 1970.
-select count(*), max(extract(epoch from h.created_at) * 1000000) filter (where isfinite(h.created_at))::bigint
+select count(*), max(extract(epoch from h.created_at::timestamptz) * 1000000) filter (where isfinite(h.created_at))::bigint
   from {history} as h
  where h.outbox_id is null and h.ctid >= %(first)s::tid and h.ctid < %(end)s::tid;
 
 -- name: content_without_id
 -- Those of them that are no older than the first message: a hash of what is in each, when it was made, and its id.
-select {content}, (extract(epoch from h.created_at) * 1000000)::bigint, h.id
+select {content}, (extract(epoch from h.created_at::timestamptz) * 1000000)::bigint, h.id
   from {history} as h
  where h.outbox_id is null and h.ctid >= %(first)s::tid and h.ctid < %(end)s::tid
    and isfinite(h.created_at) and h.created_at >= to_timestamp(%(since)s);
@@ -146,7 +147,7 @@ hashtextextended(row(h.user_id, h.chat_id, h.message_content, h.role)::text, 0)
 
 -- name: content_of_range
 -- The same of the messages of a range.
-select {content}, (extract(epoch from h.created_at) * 1000000)::bigint, h.outbox_id
+select {content}, (extract(epoch from h.created_at::timestamptz) * 1000000)::bigint, h.outbox_id
   from {history} as h
  where h.outbox_id > %(after)s and h.outbox_id <= %(through)s and isfinite(h.created_at);
 
@@ -192,7 +193,7 @@ case when m.payload ->> 'created_at' is null
                                and m.consumed_at + interval '1 minute'
      when m.payload ->> 'created_at'
           ~ '^\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{{1,6}})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)?$'
-     then to_char((h.created_at at time zone 'UTC')
+     then to_char((h.created_at::timestamptz at time zone 'UTC')
                   + coalesce(substring(m.payload ->> 'created_at' from '[+-]\d\d:\d\d$'), '0')::interval,
                   'YYYY-MM-DD HH24:MI:SS.US')
           is distinct from
