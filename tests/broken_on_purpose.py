@@ -283,6 +283,14 @@ BREACHES = (
         "test_a_row_with_a_due_time_of_its_own_overtakes_nothing_that_was_enqueued_before_it",
     ),
     Breach(
+        8,
+        "a due row is picked again while it is on its way",
+        "connector/bookkeeper.py",
+        "        if self._serving and not self._due_in_flight:\n",
+        "        if self._serving:\n",
+        "test_a_due_row_that_is_on_its_way_is_not_picked_again",
+    ),
+    Breach(
         9,
         "status updates are sent only while caught up",
         "connector/reader.py",

@@ -22,7 +22,7 @@ from connector.publishing import MOST_IN_FLIGHT
 from connector.reader import Reader
 from connector.replication import FEEDBACK_SECONDS, SENDER_TIMEOUT_SECONDS, ReplicationConnection
 from connector.settings import load_settings
-from connector.store.bookkeeping import Bookkeeping
+from connector.store.bookkeeping import Bookkeeping, wake_reader
 from connector.store.queries import Tables
 from connector.store.schema import migrate
 from tests.integration.scenario import (
@@ -1016,6 +1016,31 @@ def test_nothing_is_looked_for_that_the_stream_has_still_to_bring(
             tap.has(ids)
             all_published(app)
             assert len(tap.read()) == 1 + len(ids)
+
+
+def test_a_due_row_that_is_on_its_way_is_not_picked_again(
+    database: Database, kafka: Kafka, topic: str, tap: Tap
+) -> None:
+    """However often there is reason to look at the table before Kafka answers, a retry is sent once."""
+    with kafka.proxy() as proxy, database.connect() as app:
+        env = environment(database, kafka, topic)
+        set_up(env)
+        with in_this_process(env | {"CONNECTOR_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy.port}"}) as reader:
+            ids = enqueue(app, topic, "key", 1)
+            tap.has(ids)
+            all_published(app)
+            proxy.black_hole()
+            ids += enqueue(app, topic, "key", 2, 3, due_in=0.1)
+            eventually(lambda: reader._publishing.in_flight == 2, what="the retries on their way")
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                wake_reader(app, TABLES, 0)
+                assert reader._publishing.in_flight == 2
+                time.sleep(0.05)
+            proxy.restore()
+            tap.has(ids)
+            all_published(app)
+            assert len(tap.read()) == len(ids)
 
 
 HINTS = (b"", b"0", b"-1", b"-99999999999", b"99999999999", b"9" * 400, b"1e9", b"\x00\xff garbage", b"x" * 100_000)
