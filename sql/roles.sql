@@ -29,6 +29,8 @@ grant usage on schema {outbox_schema}, {history_schema} to outbox_sink;
 grant select, update on {outbox} to outbox_sink;
 grant insert on {history} to outbox_sink;
 grant select, insert, update on {sink_offsets}, {proofs} to outbox_sink;
+-- To let it prove all the time that history has what the outbox says (docs/guides/prove.md), which has it read history:
+-- grant select on {history} to outbox_sink;
 
 -- A history table that was there before may take its ids from a sequence that is not the column's own.
 do $sequence$
@@ -52,7 +54,7 @@ grant select, insert, update on {pruned} to outbox_operator;
 
 -- The auditor, for `reconcile` and to look by the console: it reads what is to agree, and writes nothing but its verdict.
 grant usage on schema {outbox_schema}, {history_schema} to outbox_auditor;
-grant select on {outbox}, {history}, {redrives}, {pruned} to outbox_auditor;
+grant select on {outbox}, {history}, {redrives}, {pruned}, {slot_progress} to outbox_auditor;
 grant select, insert, update on {proofs} to outbox_auditor;
 
 -- Who is on call needs both: a login of their own that is a member of outbox_operator and of outbox_auditor. The record of
