@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
@@ -23,7 +24,20 @@ from packaging.requirements import Requirement
 
 from connector.cli import parser
 from connector.settings import _target, load_settings
-from tests.deploy.manifests import CHECKOUT, IMAGE, Manifest, Pod, compose, names, one, pods, rendered, violations
+from tests.deploy.manifests import (
+    CHECKOUT,
+    IMAGE,
+    KUBERNETES,
+    Manifest,
+    Pod,
+    compose,
+    names,
+    one,
+    pods,
+    render,
+    rendered,
+    violations,
+)
 from tests.security.certificates import Authority
 
 # The newest that the schemas are published for, and one that providers have stopped supporting.
@@ -370,3 +384,28 @@ def test_the_locked_dependencies_satisfy_the_project() -> None:
         assert all("--hash=sha256:" in rest for _, _, rest in blocks)
         for requirement in map(Requirement, requirements):
             assert requirement.specifier.contains(locked[requirement.name]), f"{file}: {requirement}"
+
+
+def test_the_kustomizations_of_the_readme_render(tmp_path: Path) -> None:
+    """What the README's deploy section has a user write, and the copy of `production` that it makes, can be applied."""
+    readme = (CHECKOUT / "README.md").read_text("utf-8")
+    written = re.findall(r"my-outbox/kustomization.yaml <<'END'\n(.*?)^ *END$", readme, re.DOTALL | re.MULTILINE)
+    (copying,) = re.findall(r"^ *(sed .*my-outbox/kustomization.yaml)$", readme, re.MULTILINE)
+    (tmp_path / "deploy").symlink_to(CHECKOUT / "deploy")
+    mine = tmp_path / "my-outbox"
+    mine.mkdir()
+    statefulset = (KUBERNETES / "example-postgres/statefulset.yaml").read_text("utf-8")
+    (mine / "postgres.yaml").write_text(statefulset, "utf-8")
+    for text in written:
+        (mine / "kustomization.yaml").write_text(textwrap.dedent(text), "utf-8")
+        _holds_reader_and_sink(render(mine), "registry.example.com/outbox-connector:0.1.0")
+    shell = ["bash", "-euc", copying]
+    subprocess.run(shell, cwd=tmp_path, check=True)
+    _holds_reader_and_sink(render(mine), "outbox-connector:0.1.0")
+    assert len(written) == 2
+
+
+def _holds_reader_and_sink(manifests: list[Manifest], image: str) -> None:
+    ours = [container for pod in pods(manifests) for container in pod.ours]
+    assert {"reader", "sink", "setup"} <= {command(container) for container in ours}
+    assert {container["image"] for container in ours} == {image}
