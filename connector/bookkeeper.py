@@ -29,6 +29,8 @@ MARK_DELAY_SECONDS = 0.3
 DUE_AT_ONCE = 250
 """So many rows of the table are taken at a time, in this order, to be marked before the next are looked for."""
 
+# What would be marked within this time is marked with what has to be now: a statement for each row costs more than it marks.
+_MARKED_WITH_SECONDS = 0.1
 _MARKS_AT_ONCE = 2_000
 _MARKS_IN_A_HURRY = 20_000
 _MOST_POSTPONED = 400_000
@@ -368,7 +370,7 @@ class Bookkeeper(threading.Thread):
         fences = Fences()
         lots: list[Lot] = []
         with self._condition:
-            ripe = time.monotonic() - (0.0 if at_once else self._mark_delay())
+            ripe = time.monotonic() - (0.0 if at_once else self._mark_delay()) + _MARKED_WITH_SECONDS
             for queued_at, lot in self._marks:
                 if len(fences) >= _MARKS_AT_ONCE or queued_at > ripe:
                     break
