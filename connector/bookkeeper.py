@@ -29,7 +29,7 @@ MARK_DELAY_SECONDS = 0.3
 DUE_AT_ONCE = 250
 """So many rows of the table are taken at a time, in this order, to be marked before the next are looked for."""
 
-# What would be marked within this time is marked with what has to be now: a statement for each row costs more than it marks.
+# What has to be marked so soon is marked with what is due: a statement for each row costs more than the row.
 _MARKED_WITH_SECONDS = 0.1
 _MARKS_AT_ONCE = 2_000
 _MARKS_IN_A_HURRY = 20_000
