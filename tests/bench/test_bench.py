@@ -137,6 +137,7 @@ def test_figures_have_three_digits_that_count(value: float, text: str) -> None:
     assert number(value) == text
 
 
+@pytest.mark.slow
 def test_the_bench_measures_this_connector(postgres: Postgres, durable_kafka: Kafka) -> None:
     """Reader and sink go through a tiny backlog, and every figure that the bars need is there."""
     rows = Rows(2_000, a_transaction=100)
@@ -151,6 +152,7 @@ def test_the_bench_measures_this_connector(postgres: Postgres, durable_kafka: Ka
     assert 10 < of_sink["peak MB"] < 500
 
 
+@pytest.mark.slow
 def test_the_bench_sees_each_row_of_a_steady_load(postgres: Postgres, durable_kafka: Kafka) -> None:
     """Rows are timed from their commit to a Kafka consumer, and into history."""
     with arena(postgres, durable_kafka) as place:
@@ -170,6 +172,7 @@ def test_the_bench_sees_each_row_of_a_steady_load(postgres: Postgres, durable_ka
     assert found.p50 <= found.p99 <= found.worst
 
 
+@pytest.mark.slow
 def test_the_bench_counts_what_a_kill_leaves_behind(postgres: Postgres, durable_kafka: Kafka) -> None:
     """A reader that is killed half-way and started again leaves nothing out."""
     with arena(postgres, durable_kafka) as place:

@@ -410,6 +410,7 @@ def test_the_page_outlives_an_outage_of_the_database_and_recovers(
     assert "tell-nobody" not in json.dumps(now) + answer.text + console.process.stderr
 
 
+@pytest.mark.slow
 def test_the_page_outlives_an_outage_of_kafka(outbox: OutboxTable, connector: Start) -> None:
     """While Kafka is away the database's part is shown, and a message without its copies."""
     outbox_id = outbox.new()

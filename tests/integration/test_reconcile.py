@@ -147,6 +147,7 @@ def of_people(connector: Start, ids: list[int], alike: int) -> None:
     assert (only_read.wait(), "it could not be recorded" in only_read.stdout) == (1, True)
 
 
+@pytest.mark.slow
 def test_each_kind_of_damage_is_named_and_once_it_is_mended_all_is_proved(
     connection: Connection, durable_kafka: Kafka, topic: str, connector: Start, tmp_path: Path
 ) -> None:
@@ -302,6 +303,7 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     assert named(reconciled(connector)) == {"missing": [unsent]}
 
 
+@pytest.mark.slow
 def test_much_that_history_has_lost_is_put_back_and_sorted_at_once(
     connection: Connection, durable_kafka: Kafka, topic: str, connector: Start
 ) -> None:

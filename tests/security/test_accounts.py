@@ -127,6 +127,7 @@ def ran(*commands: tuple[str, dict[str, str]]) -> list[str]:
     return [process.stdout for process in started]
 
 
+@pytest.mark.slow
 def test_each_account_may_do_what_it_is_for(
     accounts: dict[str, dict[str, str]], topic: str, database: Database, broker: ApacheKafka
 ) -> None:

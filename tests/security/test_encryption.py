@@ -216,6 +216,7 @@ def test_a_kafka_password_that_changes_needs_a_restart(
     assert (reader.stop(), sink.stop()) == (0, 0)
 
 
+@pytest.mark.slow
 def test_kafka_with_tokens_from_a_file_that_rotates(  # noqa: PLR0917 - fixtures
     env: dict[str, str],
     secure_postgres: SecurePostgres,
