@@ -34,6 +34,7 @@ class Subscription:
     ) -> None:
         """Subscribe; `assigned` is None until the group has answered."""
         self._consumer: Consumer = kafka.consumer(group_id, instance_id, on_error, _on_commit)
+        self._group_id = group_id
         self._on_error = on_error
         self._paused = False
         self._kept: list[Message] = []
@@ -103,7 +104,8 @@ class Subscription:
                 " if it is fenced, its place in the group was given away while Kafka was away,"
                 " or another sink has the same CONNECTOR_POD_NAME"
             )
-        self.problem = f"topic {message.topic()}: {error.str()} ({error.name()})"
+        where = f"group {self._group_id}" if message.topic() is None else f"topic {message.topic()}"
+        self.problem = f"{where}: {error.str()} ({error.name()})"
         _log.warning("consumer_error", error=self.problem)
         self._on_error(error)
         return False

@@ -28,7 +28,7 @@ _KEEPALIVE: Final[dict[str, Any]] = {
 # and planning it once is enough.
 _SESSION: Final = sql.SQL(
     "set plan_cache_mode = force_generic_plan; set statement_timeout = {statement}; set lock_timeout = {lock};"
-    " set idle_in_transaction_session_timeout = {idle}"
+    " set idle_in_transaction_session_timeout = {idle}; select pg_backend_pid()"
 )
 
 _ROW_FAULTS: Final = frozenset(
@@ -85,7 +85,7 @@ def connect(
         **watchful(url),
     )
     try:
-        connection.execute(
+        session = connection.execute(
             _SESSION.format(
                 statement=round(statement_seconds * 1000),
                 lock=round(lock_seconds * 1000),
@@ -93,6 +93,11 @@ def connect(
             ).as_string(connection),
             prepare=False,
         )
+        while session.nextset():
+            pass
+        if session.fetchone() != (connection.info.backend_pid,):
+            # A pooler is between. Sessions that share a server's would run each other's statements, of the same names.
+            connection.prepare_threshold = None
     except psycopg.Error:
         connection.close()
         raise

@@ -190,7 +190,6 @@ def test_on_a_terminal_a_panel_shows_the_pipeline_at_work(demo: Demo) -> None:
     assert re.search(r"published +\d+ +0/s", first)
     for name in ("published", "stored"):
         assert any(re.search(rf"{name} +[\d,]+ +[1-9][\d,]*/s +[▁-█]", picture) for picture in pictures)
-    assert any(re.search(r"backlog +[1-9]\d* pending · \d+ published", picture) for picture in pictures)
     assert any(re.search(r"\d s +#\d+ failed, attempt 1: next one in 1 s", picture) for picture in pictures)
     assert re.search(r"enqueued +60 +of 60", last)
     assert re.search(r"stored +59 ", last)

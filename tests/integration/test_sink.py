@@ -502,7 +502,7 @@ def test_a_sink_is_not_ready_before_the_group_has_given_it_its_part(
         eventually(lambda: (eager.poll(0.1), eager.assignment())[1], within=20, what="the other consumer's assignment")
         sink = connector("sink")
         sink.wait_for_log("subscribed")
-        answer = eventually(lambda: _not_ready(sink, "assign"), what="word of the missing assignment")
+        answer = eventually(lambda: _not_ready(sink, "JoinGroup"), what="word of what keeps it out")
         assert answer.status == 503
         assert events(sink, "partitions_assigned") == []
     finally:
