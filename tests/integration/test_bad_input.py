@@ -359,6 +359,7 @@ def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbo
         if not told:
             stack.enter_context(forbidden(complete_kafka, small, AclOperation.DESCRIBE_CONFIGS))
         outbox = OutboxTable(database)
+        stack.callback(outbox.close)
         content = noise(1_500)
         rows = []
         with outbox.connection.transaction():
@@ -373,11 +374,13 @@ def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbo
         assert row.retry_count == 0
         assert _named_size(row.last_error) == pytest.approx(20_000, rel=0.05)
         assert f"max.message.bytes {10_000 if told else 'unknown'}" in (row.last_error or "")
-        wait_for(outbox, rows[-1], "consumed")
-        assert outbox.history() == rows
+        for outbox_id in rows:
+            wait_for(outbox, outbox_id, "consumed")
+        # Of a new producer a broker may refuse the first batch and take the second; who knows the limit sends none too large.
+        stored = outbox.history()
+        assert (stored if told else sorted(stored)) == rows
         assert metric(reader, 'dead_total{reason="message_too_large"}') == 1
         assert metric(sink, "consumed_total") == len(rows)
-        outbox.close()
 
 
 @pytest.mark.usefixtures("complete_kafka")
