@@ -376,7 +376,7 @@ def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbo
         assert f"max.message.bytes {10_000 if told else 'unknown'}" in (row.last_error or "")
         for outbox_id in rows:
             wait_for(outbox, outbox_id, "consumed")
-        # A broker may refuse a new producer's first batch and take the second; who knows the limit sends none too large.
+        # A broker may refuse a new producer's first batch and take the second; who knows its limit sends no such.
         stored = outbox.history()
         assert (stored if told else sorted(stored)) == rows
         assert metric(reader, 'dead_total{reason="message_too_large"}') == 1
