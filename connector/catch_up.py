@@ -73,11 +73,12 @@ def prepare_slot(replication: ReplicationConnection, books: Bookkeeping, slot_na
     if slot is not None:
         require_ours(slot, books, slot_name)
     progress = books.read_progress()
+    owing = progress if progress is not None and progress.catch_up_owed else None
     judgement = judge(slot, progress, system.identifier)
     if judgement.remedy is Remedy.KEEP:
         assert slot is not None
         assert slot.confirmed_lsn is not None
-        already = progress is not None and progress.catch_up_owed and slot.confirmed_lsn <= progress.confirmed_lsn
+        already = owing is not None and slot.confirmed_lsn <= owing.confirmed_lsn
         if judgement.owed is not None and not already:
             books.owe_catch_up(system.identifier, slot.confirmed_lsn, books.highest_pending_id(), judgement.owed)
             reach(Point.CATCH_UP_OWED)
@@ -92,7 +93,7 @@ def prepare_slot(replication: ReplicationConnection, books: Bookkeeping, slot_na
     through = books.highest_pending_id(snapshot)
     books.owe_catch_up(system.identifier, lsn, through, judgement.owed)
     reach(Point.SLOT_RECORDED)
-    if through is None and not (progress is not None and progress.catch_up_owed):
+    if through is None and owing is None:
         books.catch_up_done()
         return Judgement(judgement.remedy, None)
     return judgement

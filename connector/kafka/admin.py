@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any, Final, NamedTuple
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+    TopicDescription,
+)
 
 _COORDINATOR_BUSY: Final = frozenset(
     {
@@ -86,43 +94,35 @@ class Admin:
 
     def hidden(self, topics: Sequence[str], timeout: float = 5) -> frozenset[str]:
         """Return those of the topics that this client may not see, whether they are there or not."""
-        if not topics:
-            return frozenset()
-        found = set()
-        for topic, future in self._client.describe_topics(TopicCollection([*topics]), request_timeout=timeout).items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    found.add(topic)
-        return frozenset(found)
+        return frozenset(topic for topic, found in self._described(topics, timeout) if _is_hidden(found))
 
     def rights(self, topics: Sequence[str], group_id: str, timeout: float = 5) -> Rights:
         """Return what this client may do; nothing is told of topics that it may not see, or by some brokers at all."""
-        found = {}
-        if topics:
-            of_topics = self._client.describe_topics(
-                TopicCollection([*topics]), include_authorized_operations=True, request_timeout=timeout
-            )
-            for topic, future in of_topics.items():
-                try:
-                    operations = future.result().authorized_operations
-                except KafkaException:
-                    continue
-                if operations is not None:
-                    found[topic] = frozenset(operation.name for operation in operations)
-        return Rights(found, self._rights_on_group(group_id, timeout))
-
-    def _rights_on_group(self, group_id: str, timeout: float) -> frozenset[str] | None:
-        ask = self._client.describe_consumer_groups
+        of_topics = {}
+        for topic, found in self._described(topics, timeout, rights=True):
+            if not isinstance(found, KafkaException) and found.authorized_operations is not None:
+                of_topics[topic] = _names(found.authorized_operations)
         try:
-            group = _from_coordinator(
-                lambda: ask([group_id], include_authorized_operations=True, request_timeout=timeout), timeout
-            )
+            operations = self._group(group_id, timeout, rights=True).authorized_operations
         except KafkaException as error:
-            return frozenset() if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED else None
-        operations = group.authorized_operations
-        return None if operations is None else frozenset(operation.name for operation in operations)
+            operations = [] if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED else None
+        return Rights(of_topics, None if operations is None else _names(operations))
+
+    def _described(
+        self, topics: Sequence[str], timeout: float, *, rights: bool = False
+    ) -> Iterator[tuple[str, TopicDescription | KafkaException]]:
+        """Yield each topic with its description, or why it cannot be had."""
+        if not topics:
+            return
+        futures = self._client.describe_topics(
+            TopicCollection([*topics]), include_authorized_operations=rights, request_timeout=timeout
+        )
+        for topic, future in futures.items():
+            try:
+                found: TopicDescription | KafkaException = future.result()
+            except KafkaException as error:
+                found = error
+            yield topic, found
 
     def create_topics(self, names: Sequence[str], partitions: int, replication: int, timeout: float = 30) -> list[str]:
         """Make the topics that are not there; return the names of those made.
@@ -155,13 +155,12 @@ class Admin:
         """
         if not topics:
             return
-        partitions = []
-        for topic, future in self._client.describe_topics(TopicCollection([*topics]), request_timeout=timeout).items():
-            try:
-                partitions += [(topic, partition.id) for partition in future.result().partitions]
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    raise
+        partitions: list[tuple[str, int]] = []
+        for topic, found in self._described(topics, timeout):
+            if not isinstance(found, KafkaException):
+                partitions += [(topic, partition.id) for partition in found.partitions]
+            elif not _is_hidden(found):
+                raise found
         self.log_ranges(partitions, timeout)
 
     def topic_settings(self, topics: Iterable[str], timeout: float = 5) -> dict[str, dict[str, str]]:
@@ -201,8 +200,7 @@ class Admin:
         Raises:
             KafkaException: the group cannot be asked.
         """
-        ask = self._client.describe_consumer_groups
-        group = _from_coordinator(lambda: ask([group_id], request_timeout=timeout), timeout)
+        group = self._group(group_id, timeout)
         members = [
             GroupMember(
                 member.client_id,
@@ -213,6 +211,12 @@ class Admin:
             for member in group.members
         ]
         return GroupState(group.state.name.lower(), members)
+
+    def _group(self, group_id: str, timeout: float, *, rights: bool = False) -> Any:  # noqa: ANN401 - the library's own
+        ask = self._client.describe_consumer_groups
+        return _from_coordinator(
+            lambda: ask([group_id], include_authorized_operations=rights, request_timeout=timeout), timeout
+        )
 
     def log_ranges(
         self, partitions: Iterable[tuple[str, int]], timeout: float = 5
@@ -251,6 +255,14 @@ class Admin:
             return {}
         answers = self._client.list_offsets(wanted, request_timeout=timeout)
         return {(place.topic, place.partition): future.result().offset for place, future in answers.items()}
+
+
+def _is_hidden(found: TopicDescription | KafkaException) -> bool:
+    return isinstance(found, KafkaException) and found.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+
+def _names(operations: Iterable[Enum]) -> frozenset[str]:
+    return frozenset(operation.name for operation in operations)
 
 
 def _from_coordinator(ask: Callable[[], Mapping[Any, Any]], timeout: float) -> Any:  # noqa: ANN401 - the library's own

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from connector.ops.expectations import Expectations
-from connector.ops.findings import Finding, Verdict, fail, listed, ok, size, skipped, warning
+from connector.ops.findings import Finding, Verdict, fail, listed, ok, serving, size, skipped, warning
 from connector.ops.slot_debt import catch_up_owed
 from connector.outbox import Table
 from connector.store.inspection import DatabaseFacts, Relation, Untold
@@ -408,41 +408,23 @@ def _row_security(facts: DatabaseExamination) -> Iterator[Verdict]:
 
 
 def _privileges(facts: DatabaseExamination) -> Iterator[Verdict]:
-    """Tell which process the role in use may serve.
-
-    One role for each process is the safest way to run, and the doctor runs as one of them: a role that can serve only
-    the one is a warning with what the other would need, where there is another role that has it. It fails where there
-    is none, so that this one is meant to serve both; and so does a role that can serve neither.
-    """
+    """Tell which process the role in use may serve; one that alone could serve a process, and may not, fails too."""
     role, tables = facts.database.role, facts.expected.tables
     if facts.database.outbox is None:
         yield skipped(f"there is no table {tables.outbox}")
         return
-    reader, sink = _lacks_for_reader(facts), _lacks_for_sink(facts)
+    reader, sink = _grants("reader", _lacks_for_reader(facts)), _grants("sink", _lacks_for_sink(facts))
     others = facts.database.others
-    if not reader and not sink:
-        yield ok(f"role {role.name} may serve reader and sink")
-    elif not sink and not others.serve_reader:
-        yield fail(f"role {role.name} may not serve the reader, and no other role may", _grants("reader", reader))
-    elif not reader and not others.serve_sink:
-        yield fail(f"role {role.name} may not serve the sink, and no other role may", _grants("sink", sink))
-    elif not sink:
-        yield warning(
-            f"role {role.name} may serve the sink only; fine if the reader uses another", _grants("reader", reader)
-        )
-    elif not reader:
-        yield warning(
-            f"role {role.name} may serve the reader only; fine if the sink uses another", _grants("sink", sink)
-        )
+    if reader and not sink and not others.serve_reader:
+        yield fail(f"role {role.name} may not serve the reader, and no other role may", reader)
+    elif sink and not reader and not others.serve_sink:
+        yield fail(f"role {role.name} may not serve the sink, and no other role may", sink)
     else:
-        yield fail(
-            f"role {role.name} may serve neither reader nor sink",
-            f"{_grants('reader', reader)}; {_grants('sink', sink)}",
-        )
+        yield serving(f"role {role.name}", reader, sink)
 
 
-def _grants(process: str, statements: Iterable[str]) -> str:
-    return f"for the {process}: {'; '.join(dict.fromkeys(statements))}"
+def _grants(process: str, statements: Sequence[str]) -> str:
+    return f"for the {process}: {'; '.join(dict.fromkeys(statements))}" if statements else ""
 
 
 def _lacks_for_reader(facts: DatabaseExamination) -> list[str]:

@@ -54,6 +54,20 @@ def skipped(text: str) -> Verdict:
     return Verdict(Level.SKIPPED, text)
 
 
+def serving(who: str, for_reader: str, for_sink: str) -> Verdict:
+    """Tell which process an account may serve; each remedy says what it lacks for one, and is empty if nothing.
+
+    One account for each process is the safest way to run, and the doctor runs as one of them: only one that may serve
+    neither is a failure.
+    """
+    if not for_reader and not for_sink:
+        return ok(f"{who} may serve reader and sink")
+    if for_reader and for_sink:
+        return fail(f"{who} may serve neither reader nor sink", f"{for_reader}; {for_sink}")
+    served, other = ("sink", "reader") if for_reader else ("reader", "sink")
+    return warning(f"{who} may serve the {served} only; fine if the {other} uses another", for_reader or for_sink)
+
+
 def failed(findings: Iterable[Finding]) -> bool:
     """Tell whether any check failed."""
     return any(finding.level is Level.FAIL for finding in findings)

@@ -9,7 +9,7 @@ from typing import Final
 from connector.kafka import GroupState, Rights, TopicState
 from connector.ops.consumer_lag import PartitionLag
 from connector.ops.expectations import Expectations
-from connector.ops.findings import Finding, Verdict, fail, listed, ok, size, skipped, warning
+from connector.ops.findings import Finding, Verdict, fail, listed, ok, serving, size, skipped, warning
 
 _SETUP: Final = "run `outbox-connector setup`"
 _ORDINARY_MESSAGE: Final = 1_000_000
@@ -155,26 +155,12 @@ def _limit(settings: Mapping[str, str]) -> str:
 
 
 def _rights(facts: KafkaFacts, expected: Expectations) -> Iterator[Verdict]:
-    """Tell which process this client's account may serve; as with the database's roles, only one for neither fails."""
+    """Tell which process this client's account may serve."""
     if not facts.rights.topics and facts.rights.group is None:
         yield skipped("the cluster does not tell what this client may do")
         return
-    reader, sink = _lacks_for_reader(facts, expected), _lacks_for_sink(facts, expected)
-    if not reader and not sink:
-        yield ok("this client's account may serve reader and sink")
-    elif not sink:
-        yield warning(
-            "this client's account may serve the sink only; fine if the reader uses another", _allow("reader", reader)
-        )
-    elif not reader:
-        yield warning(
-            "this client's account may serve the reader only; fine if the sink uses another", _allow("sink", sink)
-        )
-    else:
-        yield fail(
-            "this client's account may serve neither reader nor sink",
-            f"{_allow('reader', reader)}; {_allow('sink', sink)}",
-        )
+    reader = _allow("reader", _lacks_for_reader(facts, expected))
+    yield serving("this client's account", reader, _allow("sink", _lacks_for_sink(facts, expected)))
 
 
 def _lacks_for_reader(facts: KafkaFacts, expected: Expectations) -> list[str]:
@@ -197,7 +183,7 @@ def _may(facts: KafkaFacts, topic: str, operation: str) -> bool:
 
 
 def _allow(process: str, rights: Sequence[str]) -> str:
-    return f"for the {process}: allow {', '.join(rights)}"
+    return f"for the {process}: allow {', '.join(rights)}" if rights else ""
 
 
 def _group(facts: KafkaFacts, expected: Expectations) -> Iterator[Verdict]:

@@ -87,15 +87,12 @@ def read_latest(box: LetterBox, most: int = MOST_LETTERS) -> tuple[list[Letter],
 def _ends(stretches: Mapping[Partition, tuple[int, int]], most: int) -> dict[Partition, tuple[int, int]]:
     """Return the ends of the stretches: of each as much as of the others, while there is more in all than `most`."""
     ends = {}
-    for number, (partition, (first, end)) in enumerate(sorted(stretches.items(), key=lambda item: _length(*item[1]))):
+    shortest_first = sorted(stretches.items(), key=lambda item: item[1][1] - item[1][0])
+    for number, (partition, (first, end)) in enumerate(shortest_first):
         share = min(end - first, most // (len(stretches) - number))
         ends[partition] = (end - share, end)
         most -= share
     return ends
-
-
-def _length(first: int, end: int) -> int:
-    return end - first
 
 
 def _cut(letter: Letter) -> Letter:

@@ -38,12 +38,12 @@ class LetterOptions:
     topics: tuple[str, ...]
     dead_letter_topic: str
     start_deadline_seconds: float
-    key: str | None
-    error_like: str | None
-    older_than: float | None
     redriven_by: str
     reason: str | None
     rate: float
+    key: str | None = None
+    error_like: str | None = None
+    older_than: float | None = None
     places: frozenset[Place] | None = None
     """Only the letters at these, if they are given."""
 

@@ -153,7 +153,7 @@ class Bookkeeping:
         What was asked for is read to its end, so no more is asked for than twice what did fit the last time.
         """
         records: list[tuple[Any, ...]] = []
-        taken = left_out = 0
+        taken, all_fit = 0, True
         with self.connection.cursor() as cursor:
             query = self._tables.query("reader", name)
             for record in cursor.stream(query, {"limit": min(limit, self._limit), **arguments}, binary=True):
@@ -161,8 +161,8 @@ class Bookkeeping:
                     records.append(record)
                     taken += len(record[4])
                 else:
-                    left_out += 1
-        self._limit = len(records) if left_out else max(self._limit, 2 * len(records))
+                    all_fit = False
+        self._limit = max(self._limit, 2 * len(records)) if all_fit else len(records)
         return records
 
     def catch_up_rows(self, through: int | None, batch: int) -> Generator[list[OutboxRow]]:
