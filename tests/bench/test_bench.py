@@ -7,6 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from connector.sink import BATCH_ROWS
 from tests.bench.arena import Rows, arena
 from tests.bench.bars import BARS, Bar, Measured, largest, median, ratio, spread
 from tests.bench.bench import Sizes
@@ -140,7 +141,8 @@ def test_figures_have_three_digits_that_count(value: float, text: str) -> None:
 @pytest.mark.slow
 def test_the_bench_measures_this_connector(postgres: Postgres, durable_kafka: Kafka) -> None:
     """Reader and sink go through a tiny backlog, and every figure that the bars need is there."""
-    rows = Rows(2_000, a_transaction=100)
+    # A sink's rate begins with the second of its batches.
+    rows = Rows(2 * BATCH_ROWS + 1_000, a_transaction=100)
     with arena(postgres, durable_kafka, already=Rows(500)) as place:
         place.load(rows)
         of_reader = reading.figures_of(OUR_READER, place, rows)
