@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 _LONGEST = 300
+_SERVICES = ("postgres", "kafka", "reader", "sink", "prometheus", "grafana")
 
 
 def docker(*arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
@@ -207,7 +208,7 @@ def test_one_command_brings_a_message_from_sql_to_history(project: Project) -> N
     before = len(project.stored())
     assert project.enqueue(before)
     eventually(lambda: len(project.stored()) == before + 1, within=_LONGEST, what="the message in history")
-    for service in ("postgres", "kafka", "reader", "sink"):
+    for service in filter(project.container, _SERVICES):
         eventually(partial(project.is_well, service), within=_LONGEST, what=f"{service} healthy")
 
 
@@ -226,9 +227,11 @@ def kill(container: str) -> None:
         docker("start", container)
 
 
-@pytest.mark.parametrize("service", ["postgres", "kafka", "reader", "sink"])
+@pytest.mark.parametrize("service", _SERVICES)
 def test_the_pipeline_recovers_when_a_container_is_killed(project: Project, service: str) -> None:
     """A killed container comes back; what is enqueued around it is stored once and in order."""
+    if not project.container(service):
+        pytest.skip(f"the image of {service} cannot be had")
     before = len(project.stored())
     assert project.enqueue(before)
     started = project.state(service)["StartedAt"]
