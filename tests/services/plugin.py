@@ -67,6 +67,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(failure)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, begin with those that take long, so that none is left alone with one."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_time_limit, reverse=True)
+
+
+def _time_limit(item: pytest.Item) -> float:
+    slow, limit = item.get_closest_marker("slow"), item.get_closest_marker("timeout")
+    return 0.0 if slow is None else float(limit.args[0]) if limit else 1.0
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Start the services that tests will ask for, so that no test's time limit pays for it."""
