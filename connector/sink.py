@@ -164,6 +164,7 @@ class Sink:
                     reach(Point.BATCH_CONSUMED)
                     self._settle(messages)
                 else:
+                    self._subscription.pass_by()
                     self._look_at_database()
         finally:
             self._subscription.close(self._options.shutdown_seconds * _SHARE_OF_SHUTDOWN_FOR_THE_GROUP)

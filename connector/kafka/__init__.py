@@ -12,7 +12,7 @@ from connector.kafka.clients import Kafka
 from connector.kafka.copies import Copies, Copy, find_copies
 from connector.kafka.dead_letters import DeadLetters, DeadLetterUndelivered
 from connector.kafka.deliveries import LARGEST_MESSAGE, Fate, fate_of, headers_of, size_of
-from connector.kafka.letter_box import Letter, LetterBox
+from connector.kafka.letter_box import Letter, LetterBox, Sending
 from connector.kafka.log_scan import LogScan, Partition, Record
 from connector.kafka.options import option_problems
 from connector.kafka.publisher import PARTITION_BY_KEY, Publisher
@@ -43,6 +43,7 @@ __all__ = [
     "Reachability",
     "Record",
     "Rights",
+    "Sending",
     "Subscription",
     "TopicState",
     "ends_of",

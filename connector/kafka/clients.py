@@ -32,6 +32,15 @@ PRODUCER_DEFAULTS: Final[dict[str, str | int | bool]] = {
     "topic.metadata.refresh.interval.ms": 10_000,
     "topic.metadata.propagation.max.ms": 5_000,
 }
+TRANSACTION_SECONDS: Final = 10
+"""After so long the broker ends a transaction whose producer is gone; until then consumers wait before its messages."""
+
+_TRANSACTIONS: Final[dict[str, str | int | bool]] = {
+    "transaction.timeout.ms": TRANSACTION_SECONDS * 1_000,
+    # librdkafka takes neither to be longer than the transaction.
+    "message.timeout.ms": TRANSACTION_SECONDS * 1_000,
+    "socket.timeout.ms": TRANSACTION_SECONDS * 1_000 - 1_000,
+}
 _CONSUMER: Final[dict[str, str | int | bool]] = {
     "enable.auto.offset.store": False,
     "enable.auto.commit": True,
@@ -72,13 +81,18 @@ class Kafka(NamedTuple):
         merged["logger"] = log or logging.getLogger("librdkafka")
         return for_librdkafka(merged)
 
-    def producer(self, on_error: Callable[[KafkaError], None]) -> Producer:
+    def producer(self, on_error: Callable[[KafkaError], None], transactional_id: str | None = None) -> Producer:
         """Make a producer; `on_error` hears of trouble with the brokers from within `poll`.
+
+        With a `transactional_id` everything is sent in transactions, each of which has seconds.
 
         Raises:
             ConfigurationError: librdkafka refuses an option.
         """
         configuration = self._configuration(PRODUCER_DEFAULTS, self.options, self.producer_options)
+        if transactional_id is not None:
+            configuration.pop("delivery.timeout.ms", None)  # another name of message.timeout.ms
+            configuration |= {"transactional.id": transactional_id, **_TRANSACTIONS}
         configuration["error_cb"] = on_error
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_PRODUCER_*", Producer, configuration)
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from connector.errors import SetupRequired
+from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka.clients import Kafka
 from connector.kafka.dead_letters import HEADER_PREFIX
 from connector.kafka.deliveries import Fate, Headers, fate_of, headers_of
 from connector.kafka.log_scan import LogScan, Partition
 
-SEND_SECONDS: Final = 20.0
+_CLAIM_SECONDS: Final = 30.0
+"""For how long Kafka may take to end what an earlier run has begun."""
+_SEND_SECONDS: Final = 20.0
 """For how long a few letters are on their way at the most, before they are given up for this time."""
+_TAKE_BACK_SECONDS: Final = 5.0
 
 _FROM: Final = "redriven_from"
 
@@ -43,18 +45,21 @@ class Letter(NamedTuple):
 
 
 class Sending(NamedTuple):
-    """What became of letters that were sent: those that Kafka has, those that it has refused, and what went wrong.
+    """What became of letters that were sent in one transaction: Kafka has all of them, or none."""
 
-    Of a letter that is in neither list Kafka may or may not have a copy.
-    """
-
-    taken: list[Letter]
-    refused: list[Letter]
-    problem: str | None
+    taken: bool
+    why: str = ""
+    """What it has against them, or what went wrong; the rest is of what was not taken."""
+    fate: Fate = Fate.NOT_ITS_FAULT
+    """What it has against one of them; the others it may take."""
+    certain: bool = False
+    """Whether it has none of them. Otherwise only the next `claim` makes that certain."""
+    fenced: bool = False
+    """Whether somebody else has claimed the letters since."""
 
 
 class LetterBox:
-    """Reads the letters in no consumer group, and sends them back with the producer that everything is sent with."""
+    """Reads the letters in no consumer group, and sends them back in transactions."""
 
     def __init__(self, kafka: Kafka, topic: str, silence_seconds: float = 30.0) -> None:
         """Remember the dead-letter topic, and for how long Kafka may say nothing; nothing is connected yet."""
@@ -133,43 +138,100 @@ class LetterBox:
                     copied.add(named[name])
         return copied
 
-    def send_back(self, letters: Sequence[Letter]) -> Sending:
-        """Send letters to their topics, in this order, and wait for Kafka's answers.
+    def claim(self) -> None:
+        """Be the only one that can send letters of this topic, until somebody else claims them.
 
-        Where each came from stands in its header `redriven_from`, as topic/partition/offset.
+        Whoever did so before can add nothing any more, and what they had begun is ended: what topics hold is certain.
+
+        Raises:
+            SetupRequired: this client may not do so, or the brokers know no transactions.
+            ServiceUnavailable: Kafka did not do so in time.
         """
-        producer = self._producer = self._producer or self._kafka.producer(lambda _error: None)
-        taken: list[Letter] = []
-        refused: list[Letter] = []
-        problems: list[str] = []
+        if self._producer is not None:
+            return
+        name = f"{self._topic}.redrive"
+        producer = self._kafka.producer(lambda _error: None, name)
+        try:
+            producer.init_transactions(_CLAIM_SECONDS)
+        except KafkaException as error:
+            code, text = error.args[0].code(), error.args[0].str()
+            if code == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+                raise SetupRequired(
+                    f"Kafka: {text}: allow Write and Describe on the transactional id {name} to this client's account"
+                    " (docs/operations.md)"
+                ) from error
+            if code == KafkaError._UNSUPPORTED_FEATURE:  # noqa: SLF001 - it has no public name
+                raise SetupRequired(
+                    f"Kafka: {text}: letters are sent back in transactions, which these brokers do not know"
+                ) from error
+            raise ServiceUnavailable(
+                f"Kafka: {text}: letters are sent back in transactions, and none could be begun as {name}."
+                " If it stays so, see whether the topic __transaction_state has leaders, and replicas enough"
+            ) from error
+        self._producer = producer
 
-        def sent(letter: Letter, error: KafkaError | None, _message: Message) -> None:
-            if error is None:
-                taken.append(letter)
-                return
-            problems.append(f"topic {letter.topic}: {error.str()} ({error.name()})")
-            if fate_of(error) is not Fate.NOT_ITS_FAULT:
-                refused.append(letter)
+    def send_back(self, letters: Sequence[Letter]) -> Sending:
+        """Send letters to their topics, in this order and in one transaction.
+
+        Where each came from stands in its header `redriven_from`, as topic/partition/offset. It takes a `claim`, and
+        another one whenever letters were not taken.
+        """
+        producer, self._producer = self._producer, None
+        assert producer is not None
+        errors: list[KafkaError] = []
+
+        def sent(error: KafkaError | None, _message: Message) -> None:
+            if error is not None:
+                errors.append(error)
 
         try:
+            producer.begin_transaction()
             for letter in letters:
                 producer.produce(
                     letter.topic,
                     letter.value,
                     letter.key,
                     headers=[*letter.headers, (_FROM, self._name(letter.partition, letter.offset))],
-                    on_delivery=partial(sent, letter),
+                    on_delivery=sent,
                 )
-        except (KafkaException, BufferError) as error:
-            problems.append(str(error))
-        if producer.flush(SEND_SECONDS):
-            producer.purge()
-            producer.flush(1)
-            problems.append("Kafka took no message in time")
-        return Sending(taken, refused, problems[0] if problems else None)
+            producer.commit_transaction(_SEND_SECONDS)
+        except KafkaException as failure:
+            certain = _take_back(producer)
+            return _judged([*errors, failure.args[0]], certain=certain)
+        except BufferError as failure:
+            certain = _take_back(producer)
+            return Sending(taken=False, why=str(failure), fate=Fate.NEIGHBOUR_REFUSED, certain=certain)
+        except BaseException:
+            _take_back(producer)
+            raise
+        # One that something failed with is not used again: librdkafka loses count of what it sends.
+        self._producer = producer
+        return Sending(taken=True)
 
     def _name(self, partition: int, offset: int) -> bytes:
         return f"{self._topic}/{partition}/{offset}".encode()
+
+
+def _take_back(producer: Producer) -> bool:
+    """Take back what was sent in the open transaction, and hear what became of it; tell whether that is certain."""
+    try:
+        producer.abort_transaction(_TAKE_BACK_SECONDS)
+        producer.poll(0)
+    except KafkaException:
+        return False
+    return True
+
+
+def _judged(errors: Sequence[KafkaError], *, certain: bool) -> Sending:
+    """Return what errors of letters, and the last one of their transaction, mean for them."""
+    blamed = next((error for error in errors if fate_of(error) is not Fate.NOT_ITS_FAULT), errors[-1])
+    return Sending(
+        taken=False,
+        why=f"{blamed.str()} ({blamed.name()})",
+        fate=fate_of(blamed),
+        certain=certain,
+        fenced=errors[-1].code() == KafkaError._FENCED,  # noqa: SLF001 - it has no public name
+    )
 
 
 def _letter(message: Message) -> Letter:

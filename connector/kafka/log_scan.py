@@ -96,8 +96,9 @@ def _sorted_out(messages: Iterable[Message], left: dict[Partition, int]) -> tupl
             wanted.append(message)
         elif error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - it has no public name
             raise KafkaException(error)
-        # At the end of the log also where its last offsets hold no message.
-        if offset + 1 >= left[partition] or error is not None:
+        # At its end also where the last offsets hold no message. An end that comes earlier is that of what is certain:
+        # behind it is a transaction that is still open.
+        if (offset if error is not None else offset + 1) >= left[partition]:
             del left[partition]
             over.append(partition)
     return wanted, over

@@ -57,6 +57,7 @@ _FIXED: Final = {
     "queue.buffering.max.messages": _Fixed(_QUEUE, ("0",), int(PRODUCER_DEFAULTS["queue.buffering.max.messages"])),
     "queue.buffering.max.kbytes": _Fixed(_QUEUE, (), int(PRODUCER_DEFAULTS["queue.buffering.max.kbytes"])),
     "transactional.id": _Fixed("the reader does not use transactions"),
+    "isolation.level": _Fixed("what a transaction took back was never sent", ("read_committed",)),
     "metadata.broker.list": _Fixed("it has a variable of its own, CONNECTOR_KAFKA_BOOTSTRAP_SERVERS"),
     "group.id": _Fixed("it has a variable of its own, CONNECTOR_GROUP_ID"),
     "group.instance.id": _Fixed("it has a variable of its own, CONNECTOR_POD_NAME"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -34,6 +34,7 @@ class Subscription:
     ) -> None:
         """Subscribe; `assigned` is None until the group has answered."""
         self._consumer: Consumer = kafka.consumer(group_id, instance_id, on_error, _on_commit)
+        self._kafka = kafka
         self._group_id = group_id
         self._on_error = on_error
         self._paused = False
@@ -125,6 +126,16 @@ class Subscription:
                     _log.info("offset_not_stored", topic=topic, partition=partition, error=error.args[0].str())
         self.problem = None
 
+    def pass_by(self) -> None:
+        """Let offsets be committed that hold no message: a transaction's end, and what it took back.
+
+        Only while all that was taken is settled. Without it those at a partition's end would count as still to be read.
+        """
+        with suppress(KafkaException):  # A partition went away this moment; there will be another.
+            reached = self._consumer.position(self._consumer.assignment())
+            if known := [place for place in reached if place.offset >= 0]:
+                self._consumer.store_offsets(offsets=known)
+
     def put_back(self, messages: Sequence[Message]) -> None:
         """Let the next `take` return these messages first; in vain for those whose partition goes away meanwhile."""
         self._kept = [*messages, *self._kept]
@@ -135,8 +146,8 @@ class Subscription:
         Raises:
             KafkaException: the broker does not answer.
         """
-        _, end = self._consumer.get_watermark_offsets(TopicPartition(*partition), _ANSWER_SECONDS)
-        return int(end)
+        # The consumer itself would tell where an open transaction begins, if there is one.
+        return self._kafka.admin().log_ranges([partition], _ANSWER_SECONDS)[partition][1]
 
     def committed(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """Return the group's committed offsets, 0 where it has committed none.

@@ -12,7 +12,7 @@ from typing import Final, TextIO
 from uuid import uuid4
 
 from connector.errors import ConnectorError, ServiceUnavailable
-from connector.kafka import Kafka, KafkaException, Letter, LetterBox, Partition
+from connector.kafka import Fate, Kafka, KafkaException, Letter, LetterBox, Partition, Sending
 from connector.ops.awaited import before
 from connector.ops.columns import LONGEST_CELL, LONGEST_ERROR, REASONS, SAMPLES, printable, table
 from connector.ops.database import open_database, refusals
@@ -23,9 +23,6 @@ from connector.store.queries import Tables
 from connector.store.redrives import Place, Redrives, Run, SentBack
 
 _MOST_AT_ONCE: Final = 100
-_SETTLED_SECONDS: Final = 30.0
-"""After this time Kafka shows whatever an interrupted run had given it: longer than a run waits for an answer, and than
-a replica may be behind and count as in sync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ def redrive_letters(options: LetterOptions, out: TextIO, *, really: bool) -> int
             return 0
         out.flush()
         progress = Progress(out, "sent back", found.letters)
-        sender = _Sender(out, options, box, redrives, Redrives(locking, options.tables), run)
+        sender = _Sender(options, box, redrives, Redrives(locking, options.tables), run)
         try:
             for number in sender.batches(stretches):
                 sent += number
@@ -150,8 +147,6 @@ def _look(
 class _Sender:
     """Sends letters, a batch at a time: written down, sent, recorded. `lock` has a connection of its own."""
 
-    out: TextIO
-
     options: LetterOptions
     box: LetterBox
     redrives: Redrives
@@ -159,6 +154,9 @@ class _Sender:
     run: Run
     found: int = 0
     """How many an interrupted run had sent already."""
+    problems: list[str] = field(default_factory=list)
+    closed: set[str] = field(default_factory=set)
+    """Topics that take nothing."""
 
     def batches(self, stretches: dict[Partition, tuple[int, int]]) -> Iterator[int]:
         """Yield how many letters were sent, batch by batch, those that an interrupted run had sent among them."""
@@ -171,51 +169,80 @@ class _Sender:
             ]
             for start in range(0, len(wanted), pace.batch):
                 with self.lock.letters():
-                    sent, problem = self._send(wanted[start : start + pace.batch])
+                    sent = self._send(wanted[start : start + pace.batch])
                 yield sent
-                if problem is not None:
-                    raise ConnectorError(f"Kafka did not take every letter: {problem}. What it took is recorded")
+                if self.problems:
+                    raise ConnectorError(
+                        f"Kafka did not take every letter: {self.problems[0]}. What it took is recorded"
+                    )
                 pace.keep(sent)
 
-    def _send(self, letters: list[Letter]) -> tuple[int, str | None]:
-        """Send what was not sent before; return how much that is, and what went wrong."""
+    def _send(self, letters: list[Letter], *, again: bool = False) -> int:
+        """Send what was not sent before, or try it once `again`; return how much that is."""
         topic, redrives = self.options.dead_letter_topic, self.redrives
-        done = redrives.sent_back(topic, [place(letter) for letter in letters])
-        letters = [letter for letter in letters if where(letter) not in done]
+        sent, left = self._announced(letters)
+        if not left:
+            return sent
+        sending = self.box.send_back(left)
+        if sending.taken:
+            redrives.record_letters(self.run, topic, [_sent_back(letter) for letter in left])
+            return sent + len(left)
+        if sending.certain:
+            redrives.record_letters(self.run, topic, [], [place(letter) for letter in left])
+        if sending.fenced and not again:
+            # Another run has had its turn since the last batch.
+            return sent + self._send(left, again=True)
+        return sent + self._not_taken(left, sending)
+
+    def _announced(self, letters: list[Letter]) -> tuple[int, list[Letter]]:
+        """Return how many an interrupted run turns out to have sent, and those that can be sent now, written down."""
+        topic = self.options.dead_letter_topic
+        letters = self._not_sent(letters)
+        if not letters:
+            return 0, []
+        self.box.claim()
+        # From here on nobody else can send any, so that what is looked at stays as it is.
+        letters = self._not_sent(letters)
         found = self._find(letters)
+        self.found += len(found)
         left = [letter for letter in letters if where(letter) not in found]
         ends = self.box.ends({letter.topic for letter in left})
-        redrives.announce_letters(topic, [_sent_back(letter) for letter in left], ends)
-        sending = self.box.send_back(left)
-        redrives.record_letters(
-            self.run,
-            topic,
-            [_sent_back(letter) for letter in sending.taken],
-            [place(letter) for letter in sending.refused],
-        )
-        self.found += len(found)
-        return len(found) + len(sending.taken), sending.problem
+        for name in sorted(name for name in ends.keys() - self.closed if not ends[name]):
+            self.problems.append(f"topic {name}: there is none that this client may see")
+            self.closed.add(name)
+        left = [letter for letter in left if letter.topic not in self.closed]
+        if left:
+            self.redrives.announce_letters(topic, [_sent_back(letter) for letter in left], ends)
+        return len(found), left
+
+    def _not_taken(self, letters: list[Letter], sending: Sending) -> int:
+        """Send those that Kafka has nothing against; return how many these are."""
+        why = sending.why
+        if sending.fate is not Fate.NOT_ITS_FAULT:
+            if len(letters) > 1:
+                half = len(letters) // 2
+                return self._send(letters[:half]) + self._send(letters[half:])
+            why = f"topic {letters[0].topic}: {why}"
+        if sending.fate is Fate.TOPIC_REFUSED:
+            self.closed.add(letters[0].topic)
+        self.problems.append(why)
+        return 0
+
+    def _not_sent(self, letters: list[Letter]) -> list[Letter]:
+        done = self.redrives.sent_back(self.options.dead_letter_topic, [place(letter) for letter in letters])
+        return [letter for letter in letters if where(letter) not in done]
 
     def _find(self, letters: list[Letter]) -> set[tuple[int, int]]:
         """Record those of these letters that an interrupted run has sent, and return them."""
-        topic, places = self.options.dead_letter_topic, [place(letter) for letter in letters]
-        told = False
-        while under_way := self.redrives.under_way(topic, places):
-            youngest = min(letter.age for letter in under_way.values())
-            if youngest >= _SETTLED_SECONDS:
-                break
-            if not told:
-                self.out.write("A run was interrupted while it sent some of them: waiting until Kafka shows which\n")
-                self.out.flush()
-                told = True
-            time.sleep(min(1.0, _SETTLED_SECONDS - youngest))
+        topic = self.options.dead_letter_topic
+        under_way = self.redrives.under_way(topic, [place(letter) for letter in letters])
         if not under_way:
             return set()
         since: dict[str, dict[int, int]] = {}
         for letter in letters:
-            if (known := under_way.get(where(letter))) is not None:
-                of_topic = since.setdefault(letter.topic, dict(known.ends))
-                for partition, end in known.ends.items():
+            if (ends := under_way.get(where(letter))) is not None:
+                of_topic = since.setdefault(letter.topic, dict(ends))
+                for partition, end in ends.items():
                     of_topic[partition] = min(end, of_topic.get(partition, end))
         copied = self.box.copied(under_way, since)
         self.redrives.record_letters(

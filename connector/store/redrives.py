@@ -89,16 +89,6 @@ class SentBack(NamedTuple):
     error: str
 
 
-class UnderWay(NamedTuple):
-    """A letter that an interrupted run may have sent.
-
-    `ends` tells where each partition of its topic ended before, `age` for how many seconds it is known.
-    """
-
-    ends: Mapping[int, int]
-    age: float
-
-
 class Redrives:
     """The statements of `redrive` on one connection."""
 
@@ -163,14 +153,17 @@ class Redrives:
         )
         return {(partition, offset) for partition, offset in records}
 
-    def under_way(self, topic: str, places: Sequence[Place]) -> dict[tuple[int, int], UnderWay]:
-        """Return those of these letters that an interrupted run may have sent, by partition and offset."""
+    def under_way(self, topic: str, places: Sequence[Place]) -> dict[tuple[int, int], dict[int, int]]:
+        """Return those of these letters that an interrupted run may have sent, by partition and offset.
+
+        Of each it is told where the partitions of its topic ended before.
+        """
         records = self.connection.execute(
             self._tables.query("redrive", "letters_under_way"), {"letter_topic": topic, **_columns(places)}
         )
         return {
-            (partition, offset): UnderWay({int(number): end for number, end in ends.items()}, age)
-            for partition, offset, ends, age in records
+            (partition, offset): {int(number): end for number, end in ends.items()}
+            for partition, offset, ends in records
         }
 
     def announce_letters(self, topic: str, letters: Sequence[SentBack], ends: Mapping[str, Mapping[int, int]]) -> None:

@@ -107,9 +107,8 @@ select l.letter_partition, l.letter_offset
    and r.letter_time = l.letter_time;
 
 -- name: letters_under_way
--- Those of a batch that an interrupted run may have sent: where their topic ended before, and for how many seconds.
-select l.letter_partition, l.letter_offset, u.ends,
-       extract(epoch from clock_timestamp() - u.since)::double precision
+-- Those of a batch that an interrupted run may have sent, and where their topic ended before.
+select l.letter_partition, l.letter_offset, u.ends
   from unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(times)s::bigint[])
        as l (letter_partition, letter_offset, letter_time)
   join {letters_under_way} as u

@@ -94,11 +94,13 @@ def write_wal(connection: Connection, megabytes: int) -> None:
 
 
 @contextmanager
-def forbidden(kafka: Kafka, topic: str, *operations: AclOperation) -> Iterator[None]:
-    """Forbid everybody some operations on a topic, there or not, or all of them, for a while."""
+def forbidden(
+    kafka: Kafka, name: str, *operations: AclOperation, kind: ResourceType = ResourceType.TOPIC
+) -> Iterator[None]:
+    """Forbid everybody some operations on a topic or the like, there or not, or all of them, for a while."""
     admin = kafka.admin()
-    resource = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL)
-    # Where nothing is said of a topic all is allowed; where anything is, nothing else.
+    resource = (kind, name, ResourcePatternType.LITERAL)
+    # Where nothing is said of it all is allowed; where anything is, nothing else.
     rules = [(AclOperation.ALL, AclPermissionType.ALLOW if operations else AclPermissionType.DENY)]
     rules += [(operation, AclPermissionType.DENY) for operation in operations]
     for made in admin.create_acls([AclBinding(*resource, "User:*", "*", *rule) for rule in rules]).values():

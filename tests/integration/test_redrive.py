@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import NewTopic
+from confluent_kafka.admin import AclOperation, NewTopic, ResourceType
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -32,10 +32,12 @@ from connector.store.redrives import Redrives, Run, Selection
 from connector.store.schema import migrate
 from tests.integration.letters import write_letter
 from tests.integration.outbox_table import PAYLOAD, TABLES, OutboxTable, item
-from tests.integration.scenario import Tap, is_streaming, one, set_up
+from tests.integration.scenario import Tap, forbidden, is_streaming, one, set_up
 from tests.services import Database, Kafka, Postgres, Process, environment, eventually
 
 TOO_LONG = "c" * 37
+END_OF_TRANSACTION = b"\0\x1a\0\1"
+"""How an EndTxn request begins behind its length (https://kafka.apache.org/protocol)."""
 
 
 @pytest.fixture
@@ -382,7 +384,9 @@ class Letters:
     def __init__(self, kafka: Kafka, topic: str, outbox: OutboxTable) -> None:
         self.topic, self.dead, self._outbox = topic, f"{topic}.dead", outbox
         self.kafka = Connections(kafka.bootstrap_servers, {})
-        self._producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+        self._producer = Producer(
+            {"bootstrap.servers": kafka.bootstrap_servers, "partitioner": "murmur2_random", "log_level": 0}
+        )
         self._admin = kafka.admin()
 
     def make(self) -> None:
@@ -405,11 +409,14 @@ class Letters:
         """Write a letter whose message came from the topic, or from another."""
         write_letter(self._producer, topic or self.topic, value, reason, self.dead, **headers)
 
-    def redrive(
-        self, *, really: bool = True, rate: float = 1_000.0, out: io.StringIO | None = None, **given: Any
-    ) -> str:
+    def send(self, value: bytes) -> None:
+        """Send something else to where the letters go."""
+        self._producer.produce(self.topic, value, b"key")
+        assert self._producer.flush(20) == 0
+
+    def redrive(self, *, really: bool = True, rate: float = 1_000.0, **given: Any) -> str:
         """Run `redrive --dead-letters` in this process and return what it prints."""
-        out = out or io.StringIO()
+        out = io.StringIO()
         selection: dict[str, Any] = {"key": None, "error_like": None, "older_than": None, "topics": (self.topic,)}
         options = LetterOptions(
             database_url=self._outbox.database.url,
@@ -515,16 +522,37 @@ def test_two_at_once_send_each_letter_once(letters: Letters, kafka: Kafka) -> No
 
 @pytest.mark.usefixtures("complete_kafka")
 def test_what_kafka_took_is_recorded_when_it_refuses_another(letters: Letters, kafka: Kafka) -> None:
-    """The error names the topic; the letters that went before are not sent again."""
+    """The error names the topic; the letters around it go, and are not sent again."""
     with kafka.topic(1, {"max.message.bytes": "300"}) as narrow:
-        letters.write(b"small", topic=narrow)
+        letters.write(b"before", topic=narrow)
         letters.write(os.urandom(1_000), topic=narrow)
+        letters.write(b"behind", topic=narrow)
         for _ in range(2):
-            with pytest.raises(ConnectorError, match=f"topic {narrow}"):
-                letters.redrive(topics=(narrow,), rate=1)
+            with pytest.raises(ConnectorError, match=f"topic {narrow}: .*MSG_SIZE_TOO_LARGE"):
+                letters.redrive(topics=(narrow,))
         with Tap(kafka, narrow, partitions=1) as tap:
-            tap.until(lambda sent: sent)
-            assert [message.value for message in tap.read(0.5)] == [b"small"]
+            tap.until(lambda sent: len(sent) == 2)
+            assert [message.value for message in tap.read(0.5)] == [b"before", b"behind"]
+
+
+@pytest.mark.usefixtures("complete_kafka")
+def test_letters_of_a_topic_that_is_gone_keep_the_others_from_nothing(letters: Letters, kafka: Kafka) -> None:
+    """The others go, and the topic that is not there, or may not be written to, is named."""
+    gone = f"{letters.topic}.gone"
+    for number in range(20):
+        letters.write(b"no", topic=gone)
+        letters.write(str(number).encode())
+    with Tap(kafka, letters.topic) as tap:
+        with pytest.raises(ConnectorError, match=f"topic {gone}: there is none"):
+            letters.redrive(topics=(letters.topic, gone))
+        tap.until(lambda sent: len(sent) == 20)
+        letters.write(b"20")
+        with kafka.topic(1) as closed, forbidden(kafka, closed, AclOperation.WRITE):
+            letters.write(b"no", topic=closed)
+            with pytest.raises(ConnectorError, match="TOPIC_AUTHORIZATION_FAILED"):
+                letters.redrive(topics=(letters.topic, closed))
+        tap.until(lambda sent: len(sent) >= 21)
+        assert sorted(int(message.value) for message in tap.read(0.5)) == list(range(21))
 
 
 @pytest.mark.usefixtures("complete_kafka")
@@ -545,19 +573,46 @@ def test_letters_that_a_killed_run_had_sent_are_not_sent_again(
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -9
         assert one(outbox.connection, "select count(*) from outbox_connector_redrives") == 0
-        with ThreadPoolExecutor(1) as pool:
-            out = io.StringIO()
-            again = pool.submit(letters.redrive, out=out)
-            eventually(lambda: "waiting until Kafka shows which" in out.getvalue(), what="the second run's wait")
-            assert len(tap.read(0.5)) == 30
-            outbox.connection.execute("update outbox_connector_letters set since = since - interval '1 minute'")
-            said = again.result(60)
+        said = letters.redrive()
         assert "40 dead letters sent back" in said
         assert "30 dead letters of these had been sent by a run that was interrupted" in said
         tap.until(lambda sent: len(sent) >= 40)
         assert sorted(int(message.value) for message in tap.read(0.5)) == list(range(40))
     recorded = "select count(*), count(distinct (letter_partition, letter_offset)) from outbox_connector_redrives"
     assert outbox.connection.execute(recorded).fetchone() == (40, 40)
+    assert one(outbox.connection, "select count(*) from outbox_connector_letters") == 0
+
+
+@pytest.mark.usefixtures("complete_kafka")
+@pytest.mark.parametrize("held", [b"second", END_OF_TRANSACTION], ids=["letters", "their commit"])
+def test_letters_of_a_killed_run_that_the_network_holds_up_never_come(
+    letters: Letters, kafka: Kafka, outbox: OutboxTable, connector: Callable[..., Process], held: bytes
+) -> None:
+    """The next run ends its transaction at once, and sends them; what reaches Kafka only then is refused there."""
+    for value in (b"first", b"second"):
+        letters.write(value)
+    with kafka.proxy() as proxy, Tap(kafka, letters.topic) as tap:
+        proxy.hold_back(held)
+        process = connector(
+            *("redrive", "--dead-letters", "--yes"),
+            CONNECTOR_DEAD_LETTER_TOPIC=letters.dead,
+            CONNECTOR_KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{proxy.port}",
+            CONNECTOR_PRODUCER_COMPRESSION_TYPE="none",
+        )
+        assert proxy.holds.wait(30), process.stderr
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -9
+        letters.send(b"behind")
+        tap.read(1.0)
+        # What came behind letters that wait for their commit waits too.
+        assert [message.value for message in tap.read(0.5)] == ([b"behind"] if held == b"second" else [])
+        assert "2 dead letters sent back" in letters.redrive()
+        proxy.restore()
+        eventually(lambda: proxy.connections == 0, what="the end of what the killed run had sent")
+        letters.write(b"last")
+        letters.redrive()
+        tap.until(lambda sent: sent and sent[-1].value == b"last")
+        assert [message.value for message in tap.read(0.5)] == [b"behind", b"first", b"second", b"last"]
     assert one(outbox.connection, "select count(*) from outbox_connector_letters") == 0
 
 
@@ -593,6 +648,21 @@ def test_without_a_dead_letter_topic_it_says_what_to_do(topic: str, kafka: Kafka
     """`setup` makes the topic."""
     with pytest.raises(SetupRequired, match="outbox-connector setup"):
         Letters(kafka, topic, outbox).redrive()
+
+
+@pytest.mark.usefixtures("complete_kafka")
+def test_without_its_right_to_transactions_it_says_which(letters: Letters, kafka: Kafka, outbox: OutboxTable) -> None:
+    """An account needs two rights on the transactional id; without them nothing is announced or sent."""
+    letters.write(b"first")
+    name = f"{letters.dead}.redrive"
+    for denied in (AclOperation.WRITE, AclOperation.DESCRIBE):
+        with (
+            forbidden(kafka, name, denied, kind=ResourceType.TRANSACTIONAL_ID),
+            pytest.raises(SetupRequired, match=f"allow Write and Describe on the transactional id {name}"),
+        ):
+            letters.redrive()
+    assert one(outbox.connection, "select count(*) from outbox_connector_letters") == 0
+    assert "1 dead letter sent back" in letters.redrive()
 
 
 # --- the command, and the pipeline beside it -------------------------------------------------------------------------

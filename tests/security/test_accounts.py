@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -113,7 +114,8 @@ def _rights(account: str, acl: Mapping[str, Any], topic: str) -> Iterator[AclBin
             resource["name"].replace("smartflow.agent.outbox", topic).replace("smartflow-agent-outbox-consumer", topic)
         )
         patterns = {"prefix": ResourcePatternType.PREFIXED, "literal": ResourcePatternType.LITERAL}
-        where = (ResourceType[resource["type"].upper()], name, patterns[resource["patternType"]])
+        kind = re.sub("([A-Z])", r"_\1", resource["type"]).upper()
+        where = (ResourceType[kind], name, patterns[resource["patternType"]])
     for operation in acl["operations"]:
         word = "".join(f"_{letter}" if letter.isupper() else letter for letter in operation).strip("_").upper()
         yield AclBinding(*where, f"User:{account}", "*", AclOperation[word], AclPermissionType.ALLOW)

@@ -29,9 +29,13 @@ class TcpProxy:
         self._lock = threading.Lock()
         self._open = threading.Event()
         self._open.set()
+        self._restored = threading.Event()
         self._refusing = False
         self._delay = 0.0
         self._change: Callable[[bytes], bytes] = lambda chunk: chunk
+        self._held_back: bytes | None = None
+        self.holds = threading.Event()
+        """Set once there is something that is held back."""
         self._closed = False
         self._sockets: set[socket.socket] = set()
         self._silent: set[socket.socket] = set()  # their peer has said all it has to say
@@ -86,6 +90,14 @@ class TcpProxy:
         """Let everything arrive so much later."""
         self._delay = seconds
 
+    def hold_back(self, text: bytes) -> None:
+        """Let what a client says with a text in it, and all that it says behind it, arrive when it is restored.
+
+        It arrives then also where the client is gone meanwhile, as what was on its way in a network does.
+        """
+        self._held_back = text
+        self._restored.clear()
+
     def tamper(self, change: Callable[[bytes], bytes]) -> None:
         """Let what comes from the server, in whatever pieces, arrive as `change` makes it."""
         self._change = change
@@ -94,6 +106,8 @@ class TcpProxy:
         """Let everything through again, also what a black hole has kept; what was cut stays cut."""
         self._refusing = False
         self._delay = 0.0
+        self._held_back = None
+        self._restored.set()
         with self._lock:
             if self._unplugged:
                 self._unplugged = False
@@ -105,6 +119,7 @@ class TcpProxy:
     def close(self) -> None:
         """Stop listening and end every connection."""
         self._closed = True
+        self._restored.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -160,6 +175,9 @@ class TcpProxy:
                 if self._delay:
                     time.sleep(self._delay)
                 self._open.wait()
+                if not from_server and self._held_back is not None and self._held_back in chunk:
+                    self.holds.set()
+                    self._restored.wait()
                 target.sendall(self._change(chunk) if from_server else chunk)
         except OSError:
             self._end(source, target)

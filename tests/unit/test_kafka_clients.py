@@ -16,6 +16,14 @@ def test_the_producer_neither_doubles_nor_reorders_nor_gives_up() -> None:
     )
 
 
+def test_whatever_the_settings_say_a_transaction_has_its_own_times() -> None:
+    """A user's longer times, by whichever name, keep no transactional producer from being made."""
+    longer = ("message.timeout.ms", "delivery.timeout.ms", "socket.timeout.ms", "transaction.timeout.ms")
+    options = {name: "0" if "delivery" in name or "message" in name else "60000" for name in longer}
+    Kafka("127.0.0.1:1", options).producer(lambda _error: None, "redrive")
+    Kafka("127.0.0.1:1", {}, producer_options=options).producer(lambda _error: None, "redrive")
+
+
 def test_the_consumer_moves_no_offset_by_itself_and_keeps_little() -> None:
     """Offsets are stored by the sink alone; what is fetched in advance is a few megabytes."""
     configuration = KAFKA._configuration(clients._CONSUMER)

@@ -278,6 +278,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         ("CONSUMER_ENABLE_AUTO_OFFSET_STORE", "true"),
         ("CONSUMER_ENABLE_AUTO_COMMIT", "maybe"),
         ("CONSUMER_PARTITION_ASSIGNMENT_STRATEGY", "range"),
+        ("CONSUMER_ISOLATION_LEVEL", "read_uncommitted"),
         ("KAFKA_LOG_LEVEL", "loud"),
         ("POD_NAME", "x" * 250),
         ("GROUP_ID", "\udcff"),
