@@ -521,6 +521,24 @@ def test_two_at_once_send_each_letter_once(letters: Letters, kafka: Kafka) -> No
 
 
 @pytest.mark.usefixtures("complete_kafka")
+def test_a_run_goes_on_after_another_has_claimed_the_letters(
+    letters: Letters, kafka: Kafka, outbox: OutboxTable
+) -> None:
+    """It looks again at what is left, and claims it anew."""
+    for number in range(3):
+        letters.write(str(number).encode())
+    with ThreadPoolExecutor(1) as pool, Tap(kafka, letters.topic) as tap:
+        with outbox.connect() as blocking, blocking.transaction():
+            blocking.execute("lock table outbox_connector_redrives in exclusive mode")
+            run = pool.submit(letters.redrive, rate=1)
+            tap.until(lambda sent: sent)
+            LetterBox(letters.kafka, letters.dead).claim()
+        assert "3 dead letters sent back" in run.result(20)
+        tap.until(lambda sent: len(sent) >= 3)
+        assert [message.value for message in tap.read(0.5)] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.usefixtures("complete_kafka")
 def test_what_kafka_took_is_recorded_when_it_refuses_another(letters: Letters, kafka: Kafka) -> None:
     """The error names the topic; the letters around it go, and are not sent again."""
     with kafka.topic(1, {"max.message.bytes": "300"}) as narrow:
