@@ -15,6 +15,7 @@ Partition = tuple[str, int]
 
 _AT_ONCE: Final = 500
 _POLL_SECONDS: Final = 0.5
+_BEGIN_AGAIN_SECONDS: Final = 8.0
 
 
 class Record(NamedTuple):
@@ -59,46 +60,63 @@ class LogScan:
             KafkaException: a partition cannot be read.
             ServiceUnavailable: Kafka says nothing for so long.
         """
-        left = {partition: end for partition, (first, end) in stretches.items() if first < end}
+        left = {partition: (first, end) for partition, (first, end) in stretches.items() if first < end}
         if not left:
             return
         if self._consumer is None:
             self._consumer = self._kafka.log_reader(self._group_id, self._troubles.append)
-        places = [TopicPartition(*partition, stretches[partition][0]) for partition in left]
-        self._consumer.assign(places)
-        # Some may still be paused since they were read before.
-        self._consumer.resume(places)
-        heard = time.monotonic()
+        self._assign(self._consumer, left)
+        heard = asked = time.monotonic()
         while left:
             messages = self._consumer.consume(_AT_ONCE, _POLL_SECONDS)
-            if not messages and time.monotonic() > heard + self._silence_seconds:
-                told = self._troubles[-1].str() if self._troubles else "no message came"
-                raise ServiceUnavailable(f"Kafka stopped answering: {told}")
             wanted, over = _sorted_out(messages, left)
             if over:
                 self._consumer.pause([TopicPartition(*partition) for partition in over])
             if wanted:
                 yield wanted
-            if messages:
-                heard = time.monotonic()
+            now = time.monotonic()
+            if wanted or over:
+                heard = asked = now
+            elif now > heard + self._silence_seconds:
+                told = self._troubles[-1].str() if self._troubles else "no message came"
+                raise ServiceUnavailable(f"Kafka stopped answering: {told}")
+            elif now > asked + _BEGIN_AGAIN_SECONDS:
+                # Whatever it is that the consumer waits for: it begins again where it was.
+                self._assign(self._consumer, left)
+                asked = now
+
+    @staticmethod
+    def _assign(consumer: Consumer, left: Mapping[Partition, tuple[int, int]]) -> None:
+        places = [TopicPartition(*partition, first) for partition, (first, _) in left.items()]
+        consumer.assign(places)
+        # Some may still be paused since they were read before.
+        consumer.resume(places)
 
 
-def _sorted_out(messages: Iterable[Message], left: dict[Partition, int]) -> tuple[list[Message], list[Partition]]:
-    """Return what is in the stretches, and the partitions that are read; those are taken out of `left`."""
+def _sorted_out(
+    messages: Iterable[Message], left: dict[Partition, tuple[int, int]]
+) -> tuple[list[Message], list[Partition]]:
+    """Return what is in the stretches, and the partitions that are read; what is read is taken out of `left`."""
     wanted: list[Message] = []
     over: list[Partition] = []
     for message in messages:
         partition = message.topic() or "", message.partition() or 0
         if partition not in left:
             continue
+        first, end = left[partition]
         offset, error = message.offset() or 0, message.error()
-        if error is None and offset < left[partition]:
-            wanted.append(message)
-        elif error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - it has no public name
+        if error is None:
+            if first <= offset < end:
+                wanted.append(message)
+            first = max(first, offset + 1)
+        elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - it has no public name
+            # The last offsets may hold no message. An end that comes earlier is that of what is certain: behind it is a
+            # transaction that is still open.
+            first = max(first, offset)
+        else:
             raise KafkaException(error)
-        # At its end also where the last offsets hold no message. An end that comes earlier is that of what is certain:
-        # behind it is a transaction that is still open.
-        if (offset if error is not None else offset + 1) >= left[partition]:
+        left[partition] = first, end
+        if first >= end:
             del left[partition]
             over.append(partition)
     return wanted, over

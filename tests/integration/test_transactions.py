@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 
 from connector.kafka import Kafka as Connections
-from connector.kafka import LogScan, Subscription
+from connector.kafka import LogScan, Subscription, log_scan
 from connector.ops.consumer_lag import consumer_lag
 from tests.integration.scenario import is_streaming, set_up, statuses
 from tests.services import Database, Kafka, Process, eventually
@@ -127,3 +127,23 @@ def test_a_stretch_that_lies_behind_an_open_transaction_is_read_once_that_has_en
     assert scanned() == [b"behind it"]
     stretch = {(topic, PARTITION): (2, 3)}
     assert scanned() == []
+
+
+def test_a_scan_whose_consumer_stands_still_begins_again_where_it_was(
+    kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every message is read, and each once."""
+    monkeypatch.setattr(log_scan, "_BEGIN_AGAIN_SECONDS", 0.3)
+    plain = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    for number in range(2_000):
+        plain.produce(topic, str(number).encode(), partition=PARTITION)
+    assert plain.flush(20) == 0
+    scan = LogScan(Connections(kafka.bootstrap_servers, {}), topic)
+    found: list[int] = []
+    for messages in scan.messages({(topic, PARTITION): (0, 2_000)}):
+        found += [int(message.value() or b"") for message in messages]
+        if len(found) < 1_500:
+            assert scan._consumer is not None
+            scan._consumer.pause([TopicPartition(topic, PARTITION)])
+    scan.close()
+    assert found == list(range(2_000))
