@@ -582,6 +582,7 @@ def test_a_crash_of_the_database_is_survived(
     assert reader.stop() == 0
 
 
+@pytest.mark.usefixtures("complete_kafka")
 @pytest.mark.parametrize("point", ["rows_acknowledged", "rows_marked", "lsn_recorded"])
 def test_what_a_reader_has_sent_before_it_crashed_is_not_sent_again(
     app: Connection, connector: Start, tap: Tap, topic: str, point: str

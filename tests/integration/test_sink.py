@@ -202,6 +202,7 @@ def test_an_outage_of_the_database_costs_no_retry_no_membership_and_no_message(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("complete_kafka")
 def test_a_sink_that_the_database_keeps_waiting_takes_little_from_kafka(
     outbox: OutboxTable, reader: Reader, connector: Callable[..., Process], connector_env: dict[str, str]
 ) -> None:
@@ -397,6 +398,7 @@ def test_a_sink_stops_in_time_while_kafka_is_away(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("complete_kafka")
 def test_sinks_that_join_and_leave_store_each_message_once_and_in_order(
     outbox: OutboxTable, reader: Reader, connector: Callable[..., Process]
 ) -> None:

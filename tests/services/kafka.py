@@ -118,7 +118,7 @@ class Kafka:
                 # Kept until the end: a client that is thrown away takes its answers with it.
                 admin = self.admin()
                 topics = [topic for topic in admin.list_topics(timeout=5).topics if topic.startswith(name)]
-                for deleted in admin.delete_topics(topics).values():
+                for deleted in (admin.delete_topics(topics) if topics else {}).values():
                     deleted.result(20)
 
     def _is_ready(self, admin: AdminClient, name: str, partitions: int) -> bool:
