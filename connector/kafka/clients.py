@@ -32,14 +32,14 @@ PRODUCER_DEFAULTS: Final[dict[str, str | int | bool]] = {
     "topic.metadata.refresh.interval.ms": 10_000,
     "topic.metadata.propagation.max.ms": 5_000,
 }
-TRANSACTION_SECONDS: Final = 10
+_TRANSACTION_SECONDS: Final = 10
 """After so long the broker ends a transaction whose producer is gone; until then consumers wait before its messages."""
 
 _TRANSACTIONS: Final[dict[str, str | int | bool]] = {
-    "transaction.timeout.ms": TRANSACTION_SECONDS * 1_000,
+    "transaction.timeout.ms": _TRANSACTION_SECONDS * 1_000,
     # librdkafka takes neither to be longer than the transaction.
-    "message.timeout.ms": TRANSACTION_SECONDS * 1_000,
-    "socket.timeout.ms": TRANSACTION_SECONDS * 1_000 - 1_000,
+    "message.timeout.ms": _TRANSACTION_SECONDS * 1_000,
+    "socket.timeout.ms": _TRANSACTION_SECONDS * 1_000 - 1_000,
 }
 _CONSUMER: Final[dict[str, str | int | bool]] = {
     "enable.auto.offset.store": False,
@@ -84,7 +84,7 @@ class Kafka(NamedTuple):
     def producer(self, on_error: Callable[[KafkaError], None], transactional_id: str | None = None) -> Producer:
         """Make a producer; `on_error` hears of trouble with the brokers from within `poll`.
 
-        With a `transactional_id` everything is sent in transactions, each of which has seconds.
+        With a `transactional_id` everything is sent in transactions, which must end within ten seconds.
 
         Raises:
             ConfigurationError: librdkafka refuses an option.

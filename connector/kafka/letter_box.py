@@ -65,6 +65,8 @@ class LetterBox:
         """Remember the dead-letter topic, and for how long Kafka may say nothing; nothing is connected yet."""
         self._kafka = kafka
         self._topic = topic
+        # As a group's id only what librdkafka insists on; as a transactional id what a claim is bound to.
+        self._own_name = f"{topic}.redrive"
         self._silence_seconds = silence_seconds
         self._producer: Producer | None = None
 
@@ -111,7 +113,7 @@ class LetterBox:
             yield [_letter(message) for message in messages]
 
     def _scan(self, stretches: Mapping[Partition, tuple[int, int]]) -> Iterator[list[Message]]:
-        scan = LogScan(self._kafka, f"{self._topic}.redrive", self._silence_seconds)
+        scan = LogScan(self._kafka, self._own_name, self._silence_seconds)
         try:
             yield from scan.messages(stretches)
         finally:
@@ -149,7 +151,7 @@ class LetterBox:
         """
         if self._producer is not None:
             return
-        name = f"{self._topic}.redrive"
+        name = self._own_name
         producer = self._kafka.producer(lambda _error: None, name)
         try:
             producer.init_transactions(_CLAIM_SECONDS)

@@ -199,7 +199,7 @@ class _Sender:
         topic = self.options.dead_letter_topic
         letters = self._not_sent(letters)
         if not letters:
-            return 0, []
+            return 0, []  # A claim would disturb another run for nothing.
         self.box.claim()
         # From here on nobody else can send any, so that what is looked at stays as it is.
         letters = self._not_sent(letters)
