@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 MOST_IN_FLIGHT: Final = 20_000
 MOST_BYTES_IN_FLIGHT: Final = 24 * 1024 * 1024
-_ROWS_PER_LOT: Final = 250
+_ROWS_PER_LOT: Final = 2_500
 _BYTES_PER_LOT: Final = 1024 * 1024
+_DRAIN_SECONDS: Final = 1.0
+_BETWEEN_DRAINS_SECONDS: Final = 10.0
 
 _log = get_logger("reader")
 
@@ -145,6 +147,7 @@ class Publishing:
         self.in_flight = 0
         self._bytes_in_flight = 0
         self._refused: list[Lot] = []
+        self._drain_until = 0.0
         self._publisher = self._new_publisher()
 
     def _new_publisher(self) -> Publisher:
@@ -159,7 +162,23 @@ class Publishing:
         self.in_flight = 0
         self._bytes_in_flight = 0
         self._refused = []
+        self._drain_until = 0.0
         self._publisher = self._new_publisher()
+
+    def pace(self, *, backlog: bool) -> None:
+        """Let messages wait a moment for others while there is a backlog, and go at once while there is none.
+
+        Each pace has a producer of its own, and the order of a key holds within one only: before the other one goes on,
+        all that is on its way has to arrive. For that there is no room for more, for a moment: Kafka may be away.
+        """
+        now = time.monotonic()
+        if not self._publisher.may_change(backlog=backlog):
+            self._drain_until = 0.0
+        elif not self.in_flight:
+            self._drain_until = 0.0
+            self._publisher.change(backlog=backlog)
+        elif now > self._drain_until + _BETWEEN_DRAINS_SECONDS:
+            self._drain_until = now + _DRAIN_SECONDS
 
     @property
     def has_room(self) -> bool:
@@ -169,6 +188,8 @@ class Publishing:
         """
         if self._refused:
             self._refused = [lot for lot in self._refused if not lot.written]
+        if self._drain_until and time.monotonic() < self._drain_until:
+            return False
         return self.in_flight < MOST_IN_FLIGHT and self._bytes_in_flight < MOST_BYTES_IN_FLIGHT and not self._refused
 
     def publish(self, rows: Iterable[OutboxRow]) -> Lot:

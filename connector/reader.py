@@ -48,6 +48,7 @@ _CHECK_SECONDS_WHEN_IDLE = 5.0
 _STILL_SECONDS = 45.0
 _LONGEST_WAIT = 0.5
 _DELIVERY_WAIT = 0.005
+_GULP_SECONDS = 0.005
 _SLOW_DELIVERY_SECONDS = 10.0
 _LONGEST_RECONNECT_WAIT = 5.0
 _OVER_BUDGET = "the slot reached its WAL budget"
@@ -375,6 +376,7 @@ class Reader:
                 lsn = stream.ledger.settle()
                 self._bookkeeper.confirm(lsn, stream.published_since)
                 idle = caught_up and stream.idle
+                self._publishing.pace(backlog=stream.behind and not idle)
                 still = time.monotonic() - stream.wal_moved_at
                 self._bookkeeper.set_idle(idle and still < _STILL_SECONDS)
                 self._bookkeeper.postpone(postponing=self._may_postpone(caught_up=caught_up))
@@ -450,7 +452,10 @@ class Reader:
 
     def _wait(self, replication: ReplicationConnection, until_feedback: float, *, reading: bool) -> None:
         wait = min(_LONGEST_WAIT, max(0.0, until_feedback))
-        if reading:
+        if reading and self._stream.flowing:
+            # Not for the socket: a walsender that is behind would do little else than wake who waits for it.
+            time.sleep(_GULP_SECONDS)
+        elif reading:
             if self._publishing.in_flight:
                 wait = min(wait, _DELIVERY_WAIT)
             replication.wait([self._wake_read], wait)

@@ -235,7 +235,11 @@ class Settings(BaseModel):
         secret=True,
     )
     producer_options: dict[str, str] = _setting(
-        {}, "the same, for the reader's producer only", "what librdkafka accepts for the option", secret=True
+        {},
+        "the same, for what the reader sends; `CONNECTOR_PRODUCER_LINGER_MS`, if not given, is 5 in a backlog and 0 "
+        "otherwise",
+        "what librdkafka accepts for the option",
+        secret=True,
     )
     consumer_options: dict[str, str] = _setting(
         {}, "the same, for the sink's consumer only", "what librdkafka accepts for the option", secret=True

@@ -18,8 +18,9 @@ from connector.row import RowDecoder
 from connector.wire.frames import PrimaryKeepalive, XLogData, decode_frame
 from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relation, decode
 
-_FRAMES_PER_TURN: Final = 500
+_FRAMES_PER_TURN: Final = 5_000
 _BEHIND_SECONDS: Final = 1.0
+_CAUGHT_UP_SECONDS: Final = 0.1
 _LONG_ANSWER_SECONDS: Final = 1.0
 # When nothing of ours is written, the position is confirmed in steps: each costs a write, which is WAL again.
 _IDLE_STEP_BYTES: Final = 256 * 1024
@@ -37,8 +38,11 @@ class Stream:
         self._decoders: dict[int, RowDecoder | None] = {}
         self._row_at_once: Callable[[bytes], OutboxRow | None] = _none_at_once
         self._commit_lag = 0.0
+        self._took_any = False
         self._began_at: int | None = None
         self._sent: AlreadySent | None = None
+        self.behind = False
+        """Whether what is read now was committed a while ago: a backlog."""
         self.in_transaction = False
         self.reply_requested = False
         """Whether the server wants a status update at once; the reader sends it and clears this."""
@@ -76,9 +80,9 @@ class Stream:
         self.reply_requested = False
 
     @property
-    def behind(self) -> bool:
-        """Whether what is read now was committed a while ago: a backlog."""
-        return self._commit_lag > _BEHIND_SECONDS
+    def flowing(self) -> bool:
+        """Whether the last turn took something of a backlog, so that more of it will be there in a moment."""
+        return self.behind and self._took_any
 
     @property
     def published_since(self) -> float:
@@ -104,11 +108,13 @@ class Stream:
         shipment = Shipment(self._publishing, due=False)
         # What follows in its transaction has waited as long as what went before.
         shipment.lot.waits.append((self._commit_lag, 0))
+        self._took_any = False
         try:
             for _ in range(_FRAMES_PER_TURN):
                 data = replication.receive()
                 if data is None:
                     return True
+                self._took_any = True
                 row = self._row_at_once(data)
                 if row is not None:
                     self._publish(row, shipment)
@@ -151,6 +157,7 @@ class Stream:
                 # Nobody can have sent what was committed after we had begun.
                 self.recall(None)
             self._commit_lag = max(0.0, (frame.send_time - message.commit_time) / 1_000_000)
+            self.behind = self._commit_lag > (_CAUGHT_UP_SECONDS if self.behind else _BEHIND_SECONDS)
             shipment.lot.waits.append((self._commit_lag, len(shipment.lot.fences)))
         elif isinstance(message, Commit):
             self.in_transaction = False

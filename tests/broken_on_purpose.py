@@ -268,6 +268,14 @@ BREACHES = (
     ),
     Breach(
         8,
+        "a producer goes on while the other one's messages are on their way",
+        "connector/publishing.py",
+        "        elif not self.in_flight:\n",
+        "        elif True:\n",
+        "test_a_producer_goes_on_only_when_all_of_the_other_ones_messages_have_arrived",
+    ),
+    Breach(
+        8,
         "due rows go by their ids",
         "sql/queries/reader.sql",
         " order by o.next_retry_at, o.id\n limit %(limit)s;",

@@ -1,10 +1,11 @@
-"""The producer, with its batches small enough for the topics it writes to."""
+"""The producers, one while there is a backlog and one for later, their batches small enough for their topics."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable
 
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Producer
 
 from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
 from connector.kafka.deliveries import RECORD_OVERHEAD
@@ -13,15 +14,23 @@ PARTITION_BY_KEY = -1
 """Instead of a partition's number: the partitioner decides."""
 
 _ANSWER_SECONDS = 2
+# So many milliseconds make few large requests of many small ones, which cost a broker four times as much.
+_LINGER_IN_A_BACKLOG = "5"
+# A producer gets its id from a broker first, and librdkafka takes half a second for that.
+_BEGINNER_SECONDS = 1.0
+_LINGERS = frozenset({"linger.ms", "queue.buffering.max.ms"})
 
 
 class Publisher:
-    """A producer, with what is known of the topics' limits."""
+    """A producer for a backlog, whose messages wait for each other, and one for later, whose messages go at once.
+
+    With what is known of the topics' limits. It begins with that for a backlog: who starts has one, if a small one.
+    """
 
     def __init__(
         self, kafka: Kafka, topics: Iterable[str], on_error: Callable[[KafkaError], None], wary_of: Collection[str] = ()
     ) -> None:
-        """Make the producer, its batches small enough for each of the topics, as far as they can be asked.
+        """Make the first producer, its batches small enough for each of the topics, as far as they can be asked.
 
         Topics to be `wary_of` have refused a batch: if they do not tell their limit, each message goes alone.
         """
@@ -39,10 +48,41 @@ class Publisher:
         )
         # A broker refuses a whole batch that exceeds its topic's limit, with all of the small messages in it.
         self.batch_size = max(1, min([wanted, *(limit - RECORD_OVERHEAD for limit in limits)]))
-        own = {**kafka.producer_options, "batch.size": str(self.batch_size)}
-        self.producer = kafka._replace(producer_options=own).producer(on_error)
-        self.produce = self.producer.produce
-        self.poll = self.producer.poll
+        self._kafka = kafka._replace(producer_options={**kafka.producer_options, "batch.size": str(self.batch_size)})
+        self._on_error = on_error
+        self._lingers_as_told = bool(_LINGERS & (kafka.options.keys() | kafka.producer_options.keys()))
+        self._made: dict[bool, tuple[Producer, float]] = {}
+        self.change(backlog=True)
+
+    def may_change(self, *, backlog: bool) -> bool:
+        """Tell whether the producer for a backlog, or the one for later, is another one than now, and ready.
+
+        There is no other one where the settings say how long messages wait for each other: that holds for both.
+        """
+        if backlog == self._backlog or self._lingers_as_told:
+            return False
+        _, made_at = self._made.get(backlog) or self._make(backlog=backlog)
+        return time.monotonic() - made_at > _BEGINNER_SECONDS
+
+    def change(self, *, backlog: bool) -> None:
+        """Go on with the producer for a backlog, or the one for later; nothing of the other one's may be on its way."""
+        self._backlog = backlog
+        self._producer, _ = self._made.get(backlog) or self._make(backlog=backlog)
+        self.produce = self._producer.produce
+
+    def _make(self, *, backlog: bool) -> tuple[Producer, float]:
+        kafka = self._kafka
+        if backlog and not self._lingers_as_told:
+            kafka = kafka._replace(producer_options={**kafka.producer_options, "linger.ms": _LINGER_IN_A_BACKLOG})
+        made = self._made[backlog] = kafka.producer(self._on_error), time.monotonic()
+        return made
+
+    def poll(self, seconds: float) -> None:
+        """Let deliveries and errors come in, waiting for the first of them at most so long."""
+        for producer, _ in self._made.values():
+            if producer is not self._producer:
+                producer.poll(0)
+        self._producer.poll(seconds)
 
     def limit_of(self, topic: str, *, again: bool = False) -> int | None:
         """Return the topic's `max.message.bytes`, or None where the broker does not tell."""
@@ -62,6 +102,7 @@ class Publisher:
 
     def abandon(self) -> None:
         """Throw away what is not delivered. None of it was confirmed, so all of it will be read again."""
-        self.producer.purge(in_queue=True, in_flight=True, blocking=True)
-        while self.producer.poll(0):
-            pass  # reports of what was thrown away, which hold on to it
+        for producer, _ in self._made.values():
+            producer.purge(in_queue=True, in_flight=True, blocking=True)
+            while producer.poll(0):
+                pass  # reports of what was thrown away, which hold on to it

@@ -50,7 +50,7 @@ TABLES = Tables(Table("public", "agent_outbox_messages"), Table("public", "chat_
 Start = Callable[..., Process]
 
 KEYS = ("key-1", "key-2", "key-3")
-A_LOT = 250  # rows that may be read together
+A_LOT = 2_500  # rows that may be read together
 
 SESSIONS = (
     "select pg_terminate_backend(pid) from pg_stat_activity"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from connector.kafka import clients
+from connector.kafka import Publisher, clients
 from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
 
 KAFKA = Kafka("127.0.0.1:1", {})
@@ -33,3 +33,11 @@ def test_the_consumer_moves_no_offset_by_itself_and_keeps_little() -> None:
     assert configuration["partition.assignment.strategy"] == "cooperative-sticky"
     assert configuration["queued.max.messages.kbytes"] <= 16 * 1024
     assert configuration["fetch.max.bytes"] <= 4 * 1024 * 1024
+
+
+def test_messages_wait_for_each_other_as_the_settings_say() -> None:
+    """There is no other producer then, by whichever name they say it, and whether for producers or for all clients."""
+    for options, producer_options in (({}, {"linger.ms": "7"}), ({"queue.buffering.max.ms": "7"}, {})):
+        publisher = Publisher(Kafka("127.0.0.1:1", options, producer_options), [], lambda _error: None)
+        assert not publisher.may_change(backlog=False)
+        assert len(publisher._made) == 1
