@@ -236,7 +236,7 @@ class Settings(BaseModel):
     )
     producer_options: dict[str, str] = _setting(
         {},
-        "the same, for what the reader sends; `CONNECTOR_PRODUCER_LINGER_MS`, if not given, is 5 in a backlog and 0 "
+        "the same, for what the reader sends; `CONNECTOR_PRODUCER_LINGER_MS`, if not given, is 10 in a backlog and 0 "
         "otherwise",
         "what librdkafka accepts for the option",
         secret=True,

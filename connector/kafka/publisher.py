@@ -15,7 +15,7 @@ PARTITION_BY_KEY = -1
 
 _ANSWER_SECONDS = 2
 # So many milliseconds make few large requests of many small ones, which cost a broker four times as much.
-_LINGER_IN_A_BACKLOG = "5"
+_LINGER_IN_A_BACKLOG = "10"
 # A producer gets its id from a broker first, and librdkafka takes half a second for that.
 _BEGINNER_SECONDS = 1.0
 _LINGERS = frozenset({"linger.ms", "queue.buffering.max.ms"})
