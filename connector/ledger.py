@@ -51,7 +51,7 @@ class Lot:
         self.end_lsn: int | None = None
         self.opened_at = opened_at
         self.waits: list[tuple[float, int]] = []
-        """Per transaction: (seconds from its commit until it was read, place of its first row)."""
+        """Per transaction: (seconds from its commit until it was read, place of its first row); none once packed."""
 
     def close(self) -> None:
         """Add no more rows."""
@@ -69,6 +69,7 @@ class Lot:
         failed = {failure.outbox_id for failure in self.failures}
         self.acknowledged = Fences([f for f in self.fences if f.outbox_id not in failed] if failed else self.fences)
         self.fences = []
+        self.waits = []
 
     @property
     def answered(self) -> bool:

@@ -15,6 +15,7 @@ from connector.publishing import Publishing, Shipment
 from connector.replication import ReplicationConnection
 from connector.retries import due_in_seconds
 from connector.row import RowDecoder
+from connector.wire.boundaries import Beginning, begin_at_once, commit_at_once
 from connector.wire.frames import PrimaryKeepalive, XLogData, decode_frame
 from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relation, decode
 
@@ -118,6 +119,12 @@ class Stream:
                 row = self._row_at_once(data)
                 if row is not None:
                     self._publish(row, shipment)
+                elif (beginning := begin_at_once(data)) is not None:
+                    self._begins(beginning, shipment)
+                elif (end_lsn := commit_at_once(data)) is not None:
+                    self._ends(end_lsn)
+                    if to_commit:
+                        break
                 else:
                     frame = decode_frame(data)
                     if isinstance(frame, PrimaryKeepalive):
@@ -150,20 +157,9 @@ class Stream:
         if isinstance(message, Insert):
             self._insert(message, shipment, frame.send_time)
         elif isinstance(message, Begin):
-            self.in_transaction = True
-            if self._began_at is None:
-                self._began_at = frame.send_time
-            if self._sent is not None and message.commit_time > self._began_at:
-                # Nobody can have sent what was committed after we had begun.
-                self.recall(None)
-            self._commit_lag = max(0.0, (frame.send_time - message.commit_time) / 1_000_000)
-            self.behind = self._commit_lag > (_CAUGHT_UP_SECONDS if self.behind else _BEHIND_SECONDS)
-            shipment.lot.waits.append((self._commit_lag, len(shipment.lot.fences)))
+            self._begins(Beginning(message.commit_time, frame.send_time), shipment)
         elif isinstance(message, Commit):
-            self.in_transaction = False
-            self.received_lsn = message.end_lsn
-            self._note_wal(message.end_lsn)
-            self.ledger.committed(message.end_lsn)
+            self._ends(message.end_lsn)
         elif isinstance(message, LogicalMessage):
             if message.prefix == WAKE_PREFIX:
                 self._hint(due_in_seconds(message.content))
@@ -171,6 +167,24 @@ class Stream:
             ours = message.oid == self._outbox_oid or Table(message.schema, message.name) == self._outbox
             decoder = self._decoders[message.oid] = RowDecoder(message) if ours else None
             self._row_at_once = _none_at_once if decoder is None else decoder.at_once
+
+    def _begins(self, beginning: Beginning, shipment: Shipment) -> None:
+        commit_time, send_time = beginning
+        self.in_transaction = True
+        if self._began_at is None:
+            self._began_at = send_time
+        if self._sent is not None and commit_time > self._began_at:
+            # Nobody can have sent what was committed after we had begun.
+            self.recall(None)
+        self._commit_lag = max(0.0, (send_time - commit_time) / 1_000_000)
+        self.behind = self._commit_lag > (_CAUGHT_UP_SECONDS if self.behind else _BEHIND_SECONDS)
+        shipment.lot.waits.append((self._commit_lag, len(shipment.lot.fences)))
+
+    def _ends(self, end_lsn: int) -> None:
+        self.in_transaction = False
+        self.received_lsn = end_lsn
+        self._note_wal(end_lsn)
+        self.ledger.committed(end_lsn)
 
     def _insert(self, message: Insert, shipment: Shipment, send_time: int) -> None:
         try:

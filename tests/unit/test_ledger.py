@@ -24,6 +24,18 @@ class Row:
     settled: bool = False
 
 
+def test_a_lot_that_is_answered_keeps_nothing_but_what_its_marks_need() -> None:
+    """Of a long backlog many rows wait for their marks, each perhaps in a transaction of its own."""
+    lot = Lot(0.0)
+    lot.fences.append(Fence(1, 0, 0, None))
+    lot.waits.append((0.5, 0))
+    lot.close()
+    lot.pack()
+    assert not lot.fences
+    assert not lot.waits
+    assert len(lot.acknowledged) == 1
+
+
 @settings(max_examples=500)
 @given(st.data())
 def test_no_position_is_confirmed_that_lies_behind_a_row_without_a_fate(  # noqa: C901, PLR0912 - one case for each step
