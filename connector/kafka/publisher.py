@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
 from connector.kafka.deliveries import RECORD_OVERHEAD
@@ -18,6 +18,8 @@ _ANSWER_SECONDS = 2
 _LINGER_IN_A_BACKLOG = "10"
 # A producer gets its id from a broker first, and librdkafka takes half a second for that.
 _BEGINNER_SECONDS = 1.0
+_READY_ANSWER_SECONDS = 0.1
+_LOOK_AGAIN_SECONDS = 10.0
 _LINGERS = frozenset({"linger.ms", "queue.buffering.max.ms"})
 
 
@@ -51,7 +53,9 @@ class Publisher:
         self._kafka = kafka._replace(producer_options={**kafka.producer_options, "batch.size": str(self.batch_size)})
         self._on_error = on_error
         self._lingers_as_told = bool(_LINGERS & (kafka.options.keys() | kafka.producer_options.keys()))
+        self._topic = next(iter(names), None)
         self._made: dict[bool, tuple[Producer, float]] = {}
+        """By whether it is for a backlog: each producer, and from when on it is asked whether it is ready."""
         self.change(backlog=True)
 
     def may_change(self, *, backlog: bool) -> bool:
@@ -61,8 +65,17 @@ class Publisher:
         """
         if backlog == self._backlog or self._lingers_as_told:
             return False
-        _, made_at = self._made.get(backlog) or self._make(backlog=backlog)
-        return time.monotonic() - made_at > _BEGINNER_SECONDS
+        producer, look_at = self._made.get(backlog) or self._make(backlog=backlog)
+        now = time.monotonic()
+        if now < look_at:
+            return False
+        try:
+            # It may have no connection any more, or none yet, and Kafka another password than when we began.
+            producer.list_topics(self._topic, _READY_ANSWER_SECONDS)
+        except KafkaException:
+            self._made[backlog] = producer, now + _LOOK_AGAIN_SECONDS
+            return False
+        return True
 
     def change(self, *, backlog: bool) -> None:
         """Go on with the producer for a backlog, or the one for later; nothing of the other one's may be on its way."""
@@ -74,7 +87,7 @@ class Publisher:
         kafka = self._kafka
         if backlog and not self._lingers_as_told:
             kafka = kafka._replace(producer_options={**kafka.producer_options, "linger.ms": _LINGER_IN_A_BACKLOG})
-        made = self._made[backlog] = kafka.producer(self._on_error), time.monotonic()
+        made = self._made[backlog] = kafka.producer(self._on_error), time.monotonic() + _BEGINNER_SECONDS
         return made
 
     def poll(self, seconds: float) -> None:
