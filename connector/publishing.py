@@ -172,13 +172,15 @@ class Publishing:
         all that is on its way has to arrive. For that there is no room for more, for a moment: Kafka may be away.
         """
         now = time.monotonic()
-        if not self._publisher.may_change(backlog=backlog):
+        if backlog == self._publisher.backlog:
             self._drain_until = 0.0
-        elif not self.in_flight:
-            self._drain_until = 0.0
+            return
+        if self.in_flight and now < self._drain_until + _BETWEEN_DRAINS_SECONDS:
+            return  # It is at it, or was in vain; the other producer is not asked at each turn.
+        ready = self._publisher.may_change(backlog=backlog)
+        self._drain_until = now + _DRAIN_SECONDS if ready and self.in_flight else 0.0
+        if ready and not self.in_flight:
             self._publisher.change(backlog=backlog)
-        elif now > self._drain_until + _BETWEEN_DRAINS_SECONDS:
-            self._drain_until = now + _DRAIN_SECONDS
 
     @property
     def has_room(self) -> bool:

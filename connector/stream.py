@@ -17,7 +17,7 @@ from connector.retries import due_in_seconds
 from connector.row import RowDecoder
 from connector.wire.boundaries import Beginning, begin_at_once, commit_at_once
 from connector.wire.frames import PrimaryKeepalive, XLogData, decode_frame
-from connector.wire.pgoutput import Begin, Commit, Insert, LogicalMessage, Relation, decode
+from connector.wire.pgoutput import Insert, LogicalMessage, Relation, decode
 
 _FRAMES_PER_TURN: Final = 5_000
 _BEHIND_SECONDS: Final = 1.0
@@ -39,11 +39,12 @@ class Stream:
         self._decoders: dict[int, RowDecoder | None] = {}
         self._row_at_once: Callable[[bytes], OutboxRow | None] = _none_at_once
         self._commit_lag = 0.0
-        self._took_any = False
         self._began_at: int | None = None
         self._sent: AlreadySent | None = None
         self.behind = False
         """Whether what is read now was committed a while ago: a backlog."""
+        self.flowing = False
+        """Whether a read that took all there was took something of a backlog: more of it will be there in a moment."""
         self.in_transaction = False
         self.reply_requested = False
         """Whether the server wants a status update at once; the reader sends it and clears this."""
@@ -81,11 +82,6 @@ class Stream:
         self.reply_requested = False
 
     @property
-    def flowing(self) -> bool:
-        """Whether the last turn took something of a backlog, so that more of it will be there in a moment."""
-        return self.behind and self._took_any
-
-    @property
     def published_since(self) -> float:
         """When the oldest row that is not settled was sent, or now where all are: in seconds since 1970."""
         oldest = next(iter(self.ledger), None)
@@ -109,13 +105,12 @@ class Stream:
         shipment = Shipment(self._publishing, due=False)
         # What follows in its transaction has waited as long as what went before.
         shipment.lot.waits.append((self._commit_lag, 0))
-        self._took_any = False
         try:
-            for _ in range(_FRAMES_PER_TURN):
+            for taken in range(_FRAMES_PER_TURN):
                 data = replication.receive()
                 if data is None:
+                    self.flowing = self.behind and taken > 0
                     return True
-                self._took_any = True
                 row = self._row_at_once(data)
                 if row is not None:
                     self._publish(row, shipment)
@@ -131,8 +126,6 @@ class Stream:
                         self._keepalive(frame)
                         continue
                     self._message(frame, shipment)
-                    if to_commit and not self.in_transaction:
-                        break
                 if shipment.full:
                     break
         finally:
@@ -156,10 +149,6 @@ class Stream:
         message = decode(frame.payload)
         if isinstance(message, Insert):
             self._insert(message, shipment, frame.send_time)
-        elif isinstance(message, Begin):
-            self._begins(Beginning(message.commit_time, frame.send_time), shipment)
-        elif isinstance(message, Commit):
-            self._ends(message.end_lsn)
         elif isinstance(message, LogicalMessage):
             if message.prefix == WAKE_PREFIX:
                 self._hint(due_in_seconds(message.content))

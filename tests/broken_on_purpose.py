@@ -270,8 +270,8 @@ BREACHES = (
         8,
         "a producer goes on while the other one's messages are on their way",
         "connector/publishing.py",
-        "        elif not self.in_flight:\n",
-        "        elif True:\n",
+        "        if ready and not self.in_flight:\n",
+        "        if ready:\n",
         "test_a_producer_goes_on_only_when_all_of_the_other_ones_messages_have_arrived",
     ),
     Breach(

@@ -59,13 +59,13 @@ class Publisher:
         self.change(backlog=True)
 
     def may_change(self, *, backlog: bool) -> bool:
-        """Tell whether the producer for a backlog, or the one for later, is another one than now, and ready.
+        """Tell whether the producer for a backlog, or the one for later, is another one than now, and Kafka answers it.
 
         There is no other one where the settings say how long messages wait for each other: that holds for both.
         """
-        if backlog == self._backlog or self._lingers_as_told:
+        if backlog == self.backlog or self._lingers_as_told:
             return False
-        producer, look_at = self._made.get(backlog) or self._make(backlog=backlog)
+        producer, look_at = self._made_for(backlog=backlog)
         now = time.monotonic()
         if now < look_at:
             return False
@@ -79,16 +79,17 @@ class Publisher:
 
     def change(self, *, backlog: bool) -> None:
         """Go on with the producer for a backlog, or the one for later; nothing of the other one's may be on its way."""
-        self._backlog = backlog
-        self._producer, _ = self._made.get(backlog) or self._make(backlog=backlog)
+        self.backlog = backlog
+        self._producer, _ = self._made_for(backlog=backlog)
         self.produce = self._producer.produce
 
-    def _make(self, *, backlog: bool) -> tuple[Producer, float]:
-        kafka = self._kafka
-        if backlog and not self._lingers_as_told:
-            kafka = kafka._replace(producer_options={**kafka.producer_options, "linger.ms": _LINGER_IN_A_BACKLOG})
-        made = self._made[backlog] = kafka.producer(self._on_error), time.monotonic() + _BEGINNER_SECONDS
-        return made
+    def _made_for(self, *, backlog: bool) -> tuple[Producer, float]:
+        if backlog not in self._made:
+            kafka = self._kafka
+            if backlog and not self._lingers_as_told:
+                kafka = kafka._replace(producer_options={**kafka.producer_options, "linger.ms": _LINGER_IN_A_BACKLOG})
+            self._made[backlog] = kafka.producer(self._on_error), time.monotonic() + _BEGINNER_SECONDS
+        return self._made[backlog]
 
     def poll(self, seconds: float) -> None:
         """Let deliveries and errors come in, waiting for the first of them at most so long."""

@@ -1,7 +1,8 @@
 """The begin and the commit of a transaction, decoded from a whole frame at once.
 
 Of one-row transactions they are two frames of three. For every other frame, and for one that is in any way odd, the
-answer is None: the careful decoders of `frames` and `pgoutput` know what it is.
+answer is None: the careful decoders of `frames` and `pgoutput` know what it is. All that those take for a Begin or a
+Commit is found here.
 """
 
 from __future__ import annotations
