@@ -101,7 +101,7 @@ class Reader:
         self._reachability = Reachability(options.kafka)
         self._bookkeeper = Bookkeeper(
             lambda prepare: connect(
-                options.database_url, name="outbox-connector reader (bookkeeping)", prepare=prepare
+                options.database_url, name="outbox-connector reader (bookkeeping)", prepare=prepare, by_index=True
             ),
             options.tables,
             options.slot_name,

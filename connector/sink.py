@@ -213,6 +213,7 @@ class Sink:
                 name="outbox-connector sink",
                 idle_in_transaction_seconds=_IDLE_IN_TRANSACTION_SECONDS,
                 prepare=self._prepare,
+                by_index=True,
             )
             try:
                 self._kept = KeptOffsets(connection, options.tables, options.group_id)

@@ -100,18 +100,23 @@ class Settlement:
         self._hiding: dict[int, set[str]] = {}
 
     def _compose(self, statement: str, destination: Destination) -> sql.Composed:
-        parameters = sql.SQL("").join(
-            sql.SQL(", %({}){}::{}[]").format(
+        columns = [sql.Identifier(name) for name in destination.columns]
+        parameters = [
+            sql.SQL("%({}){}::{}[]").format(
                 sql.SQL(_parameter(name)), sql.SQL("b" if type_ in SENT_AS_BINARY else "s"), sql.SQL(type_)
             )  # of the handler's code, no input
             for name, type_ in destination.columns.items()
-        )
-        columns = sql.SQL("").join(sql.SQL(", {}").format(sql.Identifier(name)) for name in destination.columns)
+        ]
+        elements = [
+            sql.SQL("unnest({}) as {}").format(parameter, column)
+            for parameter, column in zip(parameters, columns, strict=True)
+        ]
         return self._tables.query(
             "sink",
             statement,
-            handler_parameters=parameters,
-            handler_columns=columns,
+            handler_parameters=_each_after_a_comma(parameters),
+            handler_columns=_each_after_a_comma(columns),
+            handler_elements=_each_after_a_comma(elements),
             handler_statement=self._tables.compose(destination.statement),
         )
 
@@ -324,6 +329,10 @@ def waves(items: Sequence[Item]) -> Iterator[list[Item]]:
             seen = {item.key: item.biz_type}
         groups.setdefault(item.biz_type, []).append(item)
     yield from groups.values()
+
+
+def _each_after_a_comma(parts: Sequence[sql.Composable]) -> sql.Composed:
+    return sql.Composed([sql.SQL(", ") + part for part in parts])
 
 
 def _parameter(column: str) -> str:

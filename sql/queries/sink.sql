@@ -29,21 +29,17 @@ select l.virtualtransaction
 
 -- name: store_plain_batch
 -- One batch of one handler, where nothing is amiss: every row is there and neither settled nor, perhaps, to be held back. Then
--- no row needs a lock before its update, which takes them in id order, and all or none of them are stored. It answers with the
--- age of each row that it marked, in seconds; if that is not the whole batch, the transaction must be undone, and `store_batch`
--- tell the rows apart.
-with incoming as materialized (
-    select i.outbox_id from unnest(%(outbox_ids)b::bigint[]) as i (outbox_id) order by i.outbox_id
-),
-consumed as (
+-- no row needs a lock before its update, which takes them in the order of the index on id, and all or none of them are stored.
+-- It answers with the age of each row that it marked, in seconds; if that is not the whole batch, the transaction must be
+-- undone, and `store_batch` tell the rows apart.
+with consumed as (
     update {outbox} as o
        set status = 'consumed',
            published_at = coalesce(o.published_at, clock_timestamp()),
            consumed_at = clock_timestamp(),
            next_retry_at = null,
            updated_at = greatest(clock_timestamp(), o.updated_at + interval '1 microsecond')
-      from incoming as i
-     where o.id = i.outbox_id
+     where o.id = any (%(outbox_ids)b::bigint[])
        and o.status in ('pending', 'published')
        -- No key of the batch has a row that is retried or held. As long as no key has, none is looked up.
        and (select case when not %(strict)s then true
@@ -60,9 +56,9 @@ consumed as (
     returning o.created_at
 ),
 accepted as (
-    select *
-      from unnest(%(outbox_ids)b::bigint[]{handler_parameters}) with ordinality
-           as i (outbox_id{handler_columns}, place)
+    -- Row by row, where `unnest` as a table would first write all of them down.
+    select unnest(%(outbox_ids)b::bigint[]) as outbox_id{handler_elements},
+           generate_series(1, cardinality(%(outbox_ids)b::bigint[])) as place
      where (select count(*) from consumed) = cardinality(%(outbox_ids)b::bigint[])
 ),
 stored as (
