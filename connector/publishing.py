@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from connector.envelope import decode_envelope, decode_headers, encode_envelope, outbox_id_of
 from connector.failpoints import Point, armed, reach
 from connector.kafka import (
     LARGEST_MESSAGE,
@@ -27,7 +28,7 @@ from connector.kafka import (
 from connector.ledger import Lot
 from connector.observability.logs import get_logger
 from connector.observability.tracing import Headers, OpenSpans, Subject, Tracing, named
-from connector.outbox import Failure, OutboxRow, decode_envelope, decode_headers, encode_envelope, outbox_id_of
+from connector.outbox import Failure, OutboxRow
 
 if TYPE_CHECKING:
     from connector.observability.metrics import ReaderMetrics

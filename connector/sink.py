@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
+from connector.envelope import Unreadable, decode_envelope
 from connector.errors import EnvelopeError, PayloadError, ServiceUnavailable, SetupRequired
 from connector.failpoints import Point, reach
 from connector.handlers import Handler
@@ -33,7 +34,7 @@ from connector.kafka import (
 )
 from connector.observability.logs import get_logger
 from connector.observability.tracing import Subject, Tracing, named, now
-from connector.outbox import Failure, Unreadable, decode_envelope
+from connector.outbox import Failure
 from connector.store.connections import connect, describe, is_alive, is_conflict, is_pooler_trouble
 from connector.store.offsets import KeptOffsets, Partition, TimelineChanged
 from connector.store.queries import Tables
@@ -118,6 +119,7 @@ class Sink:
         self._database_problem: str | None = "not connected to the database yet"
         self._looked_at = 0.0
         self._ahead: tuple[list[Message], Batch] | None = None
+        self._uncounted: tuple[Result, Batch] | None = None
 
     def stop(self) -> None:
         """Ask the sink to finish its batch and end; fit for a signal handler."""
@@ -164,9 +166,11 @@ class Sink:
                     reach(Point.BATCH_CONSUMED)
                     self._settle(messages)
                 else:
+                    self._count_last()
                     self._subscription.pass_by()
                     self._look_at_database()
         finally:
+            self._count_last()
             self._subscription.close(self._options.shutdown_seconds * _SHARE_OF_SHUTDOWN_FOR_THE_GROUP)
 
     def _await_services(self, deadline: float) -> None:
@@ -283,7 +287,7 @@ class Sink:
         if not messages:
             return
         reach(Point.BATCH_COMMITTED)
-        self._count(result, batch)
+        self._keep_count(result, batch)
         if self._tracing is not None:
             self._trace(self._tracing, result, batch, began)
         self._subscription.store(batch.ends)
@@ -319,7 +323,11 @@ class Sink:
         return batch, result
 
     def _look_ahead(self, settlement: Settlement) -> None:
-        """Prepare the next batch; it stays with the subscription, which lets go of what may not be ours any more."""
+        """Count the last batch, and prepare the next one.
+
+        That stays with the subscription, which lets go of what may not be ours any more.
+        """
+        self._count_last()
         messages = self._subscription.take(BATCH_ROWS, 0)
         self._subscription.put_back(messages)
         batch = self._sort(messages)
@@ -385,13 +393,27 @@ class Sink:
                 batch.duplicates += 1
         return batch
 
+    def _keep_count(self, result: Result, batch: Batch) -> None:
+        """Count what became of a batch; of a backlog later, while the database is at work on the next one."""
+        self._count_last()
+        self._uncounted = result, batch
+        if result.failures or batch.letters or not self._subscription.more_waiting:
+            self._count_last()
+
+    def _count_last(self) -> None:
+        if self._uncounted is not None:
+            result, batch = self._uncounted
+            self._uncounted = None
+            self._count(result, batch)
+
     def _count(self, result: Result, batch: Batch) -> None:
         metrics = self._metrics
         stored = held = 0
+        outcomes = result.outcomes
         metrics.end_to_end.observe_each(
-            outcome.age for outcome in result.outcomes if outcome.what == STORED and outcome.age is not None
+            outcome.age for outcome in outcomes if outcome.what == STORED and outcome.age is not None
         )
-        for outcome in result.outcomes:
+        for outcome in outcomes:
             if outcome.what == STORED:
                 stored += 1
             elif outcome.what == HELD:
@@ -403,7 +425,7 @@ class Sink:
         if batch.lost:
             metrics.skipped.labels(reason="lost_row").inc(batch.lost)
         metrics.consumed.inc(stored)
-        metrics.sink_batch_rows.observe(len(result.outcomes) + len(result.failures))
+        metrics.sink_batch_rows.observe(len(outcomes) + len(result.failures))
         metrics.dead_letters.inc(len(batch.letters))
         for message, reason in batch.letters:
             _log.warning(

@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from connector.envelope import Envelope, Unreadable, decode_envelope
 from connector.errors import EnvelopeError
 from connector.kafka import Message, Subscription
 from connector.observability.logs import get_logger
-from connector.outbox import Envelope, Unreadable, decode_envelope
 from connector.store.offsets import KeptOffsets, Offset, Partition
 from connector.store.settlement import Settlement
 

@@ -12,11 +12,12 @@ from typing import Final
 
 from confluent_kafka import KafkaException, Message
 
+from connector.envelope import encode_envelope, outbox_id_of
 from connector.errors import ServiceUnavailable
 from connector.kafka.clients import Kafka
 from connector.kafka.log_scan import LogScan
 from connector.observability.logs import get_logger
-from connector.outbox import OutboxRow, encode_envelope, outbox_id_of
+from connector.outbox import OutboxRow
 
 _ANSWER_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 3.0

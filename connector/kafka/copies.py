@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from connector.envelope import decode_envelope
 from connector.errors import EnvelopeError
 from connector.kafka.clients import Kafka
 from connector.kafka.log_scan import LogScan
-from connector.outbox import decode_envelope
 
 _ANSWER_SECONDS: Final = 5
 # For each of the times.

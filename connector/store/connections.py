@@ -30,8 +30,8 @@ _SESSION: Final = sql.SQL(
     "set plan_cache_mode = force_generic_plan; set statement_timeout = {statement}; set lock_timeout = {lock};"
     " set idle_in_transaction_session_timeout = {idle};{more} select pg_backend_pid()"
 )
-# A statement that was planned while the table was small, or never analysed, would go on reading all of it. In an index's
-# order rows are locked by their ids. Where there is no index a plan seems to cost so much that older servers compile it.
+# A statement that was planned while the table was small, or never analysed, would go on reading all of it. In the order
+# of an index rows are locked by their ids. Where there is none a plan seems so dear that older servers compile it.
 _BY_INDEX: Final = sql.SQL(" set enable_seqscan = off; set enable_bitmapscan = off; set jit = off;")
 
 _ROW_FAULTS: Final = frozenset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
 import psycopg
@@ -66,12 +67,25 @@ class Outcome(NamedTuple):
     due_in: float | None
 
 
-class Result(NamedTuple):
+@dataclass(slots=True)
+class Result:
     """What one transaction did: outcomes of messages, and failures with what became of their rows."""
 
-    outcomes: list[Outcome]
-    failures: list[Failure]
-    settled: list[Settled]
+    failures: list[Failure] = field(default_factory=list)
+    settled: list[Settled] = field(default_factory=list)
+    told: list[Outcome] = field(default_factory=list)
+    plain: list[tuple[Group, list[tuple[float | None]]]] = field(default_factory=list)
+    """Groups of which every message was stored, with the age of each."""
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Return what became of each message; put together only now, when no transaction waits for it."""
+        stored = (
+            Outcome(item.outbox_id, STORED, age, None)
+            for group, ages in self.plain
+            for item, (age,) in zip(group.items, ages, strict=True)
+        )
+        return [*self.told, *stored]
 
 
 class NotVisibleYet(Exception):
@@ -163,7 +177,7 @@ class Settlement:
         self, groups: Sequence[Group], first: Callable[[], None], meanwhile: Callable[[], None] | None
     ) -> Result | None:
         """Settle a batch of which every message can be stored; if there is another one, change nothing."""
-        result = Result([], [], [])
+        result = Result()
         try:
             # It comes through where the connection breaks before all is undone; the next statement says so.
             with suppress(psycopg.Rollback), self.connection.transaction():
@@ -173,10 +187,7 @@ class Settlement:
                     meanwhile = None
                     if len(ages) < len(group.items):
                         raise psycopg.Rollback
-                    result.outcomes.extend(
-                        Outcome(item.outbox_id, STORED, age, None)
-                        for item, (age,) in zip(group.items, ages, strict=True)
-                    )
+                    result.plain.append((group, ages))
                 reach(Point.STATEMENT_RUN)
                 return result
         except psycopg.Error as error:
@@ -237,7 +248,7 @@ class Settlement:
     def _transaction(
         self, groups: Sequence[Group], unparsed: Sequence[Failure], first: Callable[[], None], *, isolate: bool
     ) -> Result:
-        result = Result([], list(unparsed), [])
+        result = Result(list(unparsed))
         with self.connection.transaction():
             first()
             if isolate:
@@ -249,8 +260,8 @@ class Settlement:
                 if isolate:
                     self._store_each_that_can(group, result)
                 else:
-                    result.outcomes.extend(self._store(group))
-            waits = [*(row.due_in for row in result.settled), *(row.due_in for row in result.outcomes)]
+                    result.told.extend(self._store(group))
+            waits = [*(row.due_in for row in result.settled), *(row.due_in for row in result.told)]
             due = [seconds for seconds in waits if seconds is not None]
             if due:
                 wake_reader(self.connection, self._tables, min(due))
@@ -281,7 +292,7 @@ class Settlement:
                 self._refused(group.items[0], error, result)
                 return
         else:
-            result.outcomes.extend(outcomes)
+            result.told.extend(outcomes)
             return
         half = len(group.items) // 2
         # In this order: an earlier message that fails is in the table before a later one of its key is looked at.
@@ -291,7 +302,7 @@ class Settlement:
     def _refused(self, item: Item, error: psycopg.Error, result: Result) -> None:
         if self._holds_it_already(error):
             self.connection.execute(self._tables.query("sink", "mark_already_stored"), {"id": item.outbox_id})
-            result.outcomes.append(Outcome(item.outbox_id, ALREADY_STORED, None, None))
+            result.told.append(Outcome(item.outbox_id, ALREADY_STORED, None, None))
             return
         failure = Failure(item.outbox_id, item.attempt, describe(error), "refused_by_database")
         result.failures.append(failure)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple
 
-from connector.outbox import OutboxRow, encode_envelope
+from connector.envelope import encode_envelope
+from connector.outbox import OutboxRow
 from tests.bench import ours
 from tests.bench.arena import Arena, Running
 from tests.bench.peers import debezium, jdbc_sink, poller

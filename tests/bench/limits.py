@@ -14,7 +14,8 @@ from typing import Any, Final
 import psutil
 from confluent_kafka import KafkaException, Producer
 
-from connector.outbox import Fence, OutboxRow, encode_envelope
+from connector.envelope import encode_envelope
+from connector.outbox import Fence, OutboxRow
 from tests.bench.arena import HISTORY, OUTBOX, Arena
 from tests.bench.measure import read_log
 

@@ -430,7 +430,7 @@ def test_plans_hold_when_the_table_was_never_analyzed(database: Database) -> Non
 
 
 def test_plans_hold_that_were_made_for_an_empty_table(database: Database) -> None:
-    """Who begins with a new outbox keeps its statements' plans until somebody analyses the table, however large it is."""
+    """Who begins with a new outbox keeps its statements' plans, however large it grows, until it is analysed."""
     ids = [1, 2, 3]
     marks = {"ids": ids, "retry_counts": [0] * 3, "updated_ats": [0] * 3, "next_retry_ats": [None] * 3}
     values = {"user_id": 1, "chat_id": "c", "message_content": "x", "role": "user", "created_at": None}

@@ -9,18 +9,10 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from connector.envelope import Envelope, _document, decode_envelope, decode_headers, encode_envelope
 from connector.errors import EnvelopeError, PayloadError, ProtocolError
 from connector.handlers.chat_history import ChatHistoryHandler
-from connector.outbox import (
-    Envelope,
-    Fence,
-    OutboxRow,
-    _document,
-    decode_envelope,
-    decode_headers,
-    encode_envelope,
-    trim_error,
-)
+from connector.outbox import Fence, OutboxRow, trim_error
 from connector.retries import due_in_seconds
 from connector.row import RowDecoder
 from connector.store.schema import PUBLISHED_COLUMNS

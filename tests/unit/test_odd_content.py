@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from connector.envelope import Unreadable, decode_envelope, decode_headers, encode_envelope
 from connector.errors import EnvelopeError, PayloadError
 from connector.handlers.chat_history import ChatHistoryHandler
-from connector.outbox import Fence, OutboxRow, Unreadable, decode_envelope, decode_headers, encode_envelope
+from connector.outbox import Fence, OutboxRow
 
 LONG_NUMBER = b"1" + b"0" * 5_000
 DEEP = b"[" * 3_000 + b"]" * 3_000

@@ -6,9 +6,9 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from connector.envelope import outbox_id_of
 from connector.errors import ConfigurationError
 from connector.kafka import LogScan, Partition
-from connector.outbox import outbox_id_of
 
 
 def write_copies(path: Path, scan: LogScan, ranges: Mapping[Partition, tuple[int, int]], ids: Collection[int]) -> int:

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import psycopg
 from psycopg import errors
 
+from connector.envelope import decode_envelope, outbox_id_of
 from connector.errors import ServiceUnavailable, SetupRequired
 from connector.kafka import Admin, Kafka, KafkaException, LogScan, Partition, Record
 from connector.ops.awaited import before
@@ -29,7 +30,7 @@ from connector.ops.reconcile.notes import notes
 from connector.ops.reconcile.progress import Phase, Progress, Trace, load, save
 from connector.ops.reconcile.report import Report, Sample
 from connector.ops.reconcile.retention import Retention
-from connector.outbox import Status, decode_envelope, outbox_id_of
+from connector.outbox import Status
 from connector.store.bookkeeping import Connection
 from connector.store.comparison import Comparison, Message, Straggler
 from connector.store.connections import again_on_conflict, describe
