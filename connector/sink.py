@@ -313,7 +313,8 @@ class Sink:
         posted.update(id(message) for message, _ in batch.letters)
         if batch.letters:
             reach(Point.DEAD_LETTER_SENT)
-        batch.ends = ends_of(messages)
+        if batch.lost or not batch.ends:
+            batch.ends = ends_of(messages)
         offsets = self._whereabouts.behind(batch.ends)
         # While there is no backlog it is better to wait: what comes meanwhile then goes into one batch.
         look_ahead = partial(self._look_ahead, settlement) if self._subscription.more_waiting else None
@@ -331,6 +332,7 @@ class Sink:
         messages = self._subscription.take(BATCH_ROWS, 0)
         self._subscription.put_back(messages)
         batch = self._sort(messages)
+        batch.ends = ends_of(messages)
         batch.prepared = settlement.prepare(batch.items)
         self._ahead = messages, batch
 
