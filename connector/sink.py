@@ -120,6 +120,8 @@ class Sink:
         self._looked_at = 0.0
         self._ahead: tuple[list[Message], Batch] | None = None
         self._uncounted: tuple[Result, Batch] | None = None
+        self.batches = 0
+        """How many batches are settled."""
 
     def stop(self) -> None:
         """Ask the sink to finish its batch and end; fit for a signal handler."""
@@ -287,6 +289,7 @@ class Sink:
         if not messages:
             return
         reach(Point.BATCH_COMMITTED)
+        self.batches += 1
         self._keep_count(result, batch)
         if self._tracing is not None:
             self._trace(self._tracing, result, batch, began)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from connector.observability.metrics import Metrics, SinkMetrics
     from connector.ops.proof import Proof
     from connector.settings import Settings
+    from connector.sink import Sink
     from connector.store.gauges import Gauges
 
 
@@ -92,10 +93,10 @@ def _sink(_: argparse.Namespace) -> int:
     gauges = _gauges(settings, metrics)
     metrics.on_scrape(lambda: metrics.held_messages.set(gauges.held()), metrics.held_messages)
     health.ready("sink", "starting")
-    return _serve(settings, sink, metrics, health, [_start_proof(settings, metrics), spans])
+    return _serve(settings, sink, metrics, health, [_start_proof(settings, metrics, sink), spans])
 
 
-def _start_proof(settings: Settings, metrics: SinkMetrics) -> Proof | None:
+def _start_proof(settings: Settings, metrics: SinkMetrics, sink: Sink) -> Proof | None:
     from connector.ops.proof import Proof
     from connector.ops.redrive import who
     from connector.store.comparison import Comparison
@@ -114,6 +115,7 @@ def _start_proof(settings: Settings, metrics: SinkMetrics) -> Proof | None:
         record=lambda connection, verdict: record_proof(
             connection, tables(settings), "sink", by, verdict, holds=_ROUNDS_TO_HOLD * settings.proof_seconds
         ),
+        batches=lambda: sink.batches,
     )
     proof.start()
     return proof

@@ -2,7 +2,8 @@
 
 A thread of its own with a connection of its own, slow on purpose. The comparison is the database's, so that none of it
 takes the interpreter from the sink. A round looks at what has been settled since the last one, and once more at a part
-of what was settled before: in time it goes round all of that. `reconcile` proves everything, and at once.
+of what was settled before: in time it goes round all of that. While nothing is settled, and nothing is left to compare,
+only each tenth round takes place, for the sake of an idle database. `reconcile` proves everything, and at once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ _OLDER_AT_LEAST: Final = 5_000
 ROUNDS_FOR_ALL: Final = 1_440
 """In so many rounds at the most everything older is looked at again: a day, at a round a minute."""
 
+_ROUNDS_AT_REST: Final = 10
+"""While nothing happens, one in so many rounds takes place."""
+
 _SHARE_OF_TIME: Final = 0.2
 _NAMED: Final = 10
 
@@ -51,13 +55,19 @@ class Proof(threading.Thread):
         metrics: SinkMetrics,
         *,
         record: Callable[[Connection, Verdict], None],
+        batches: Callable[[], int],
     ) -> None:
-        """Prepare the thread; `biz_types` are those that are stored in history, `record` keeps what was found."""
+        """Prepare the thread.
+
+        `biz_types` are those that are stored in history, `record` keeps what was found, `batches` tells how many the
+        sink has settled.
+        """
         super().__init__(name="proof", daemon=True)
         self._connect = connect
         self._compare = compare
         self._record = record
         self._records = True
+        self._batches = batches
         self._biz_types = list(biz_types)
         self._seconds = seconds
         self._metrics = metrics
@@ -80,8 +90,9 @@ class Proof(threading.Thread):
     def run(self) -> None:
         """Prove, until closed."""
         while not self._closed.is_set():
+            batches, rests = self._batches(), False
             try:
-                self._round()
+                rests = self._round()
                 self._said = ""
             except errors.InsufficientPrivilege as error:
                 self._say("proof_not_permitted", error)
@@ -89,7 +100,9 @@ class Proof(threading.Thread):
                 self._say("proof_interrupted", error)
                 if self._connection is not None:
                     self._connection.close()
-            self._closed.wait(self._seconds)
+            for _ in range(_ROUNDS_AT_REST if rests else 1):
+                if self._closed.wait(self._seconds) or self._batches() != batches:
+                    break
         if self._connection is not None:
             self._connection.close()
 
@@ -99,8 +112,8 @@ class Proof(threading.Thread):
             self._said = text
             _log.info(event, error=text)
 
-    def _round(self) -> None:
-        """Look again at what was open or damaged, then at what had been enqueued by the last round.
+    def _round(self) -> bool:
+        """Look again at what was open or damaged, then at what had been enqueued by the last round; tell if it was all.
 
         A round is behind by one, so that a transaction which commits its lower ids late is not passed by.
         """
@@ -127,6 +140,7 @@ class Proof(threading.Thread):
             _log.error("messages_unproved", messages=len(fresh), outbox_ids=named)
         if whole:
             self._keep(time.monotonic() - began)
+        return whole and self._after == last and not self._open and not self._damaged
 
     def _keep(self, seconds: float) -> None:
         """Let others see the verdict, where this role may write it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -580,4 +581,35 @@ def test_the_sink_goes_round_what_it_has_proved_before(connection: Connection, t
     mend(connection, "missing from history", rows[1])
     mend(connection, "differing", rows[2], rows[3])
     eventually(lambda: metric(sink, "unproved") == 0, within=20, what="the proof of what was mended")
+    assert sink.stop() == 0
+
+
+def test_while_nothing_is_settled_the_sink_proves_a_tenth_as_often(
+    connection: Connection, topic: str, connector: Start
+) -> None:
+    """An idle database is asked next to nothing; what is settled then is proved as soon as ever."""
+    is_streaming(connector("reader"))
+    sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2")
+
+    def proved_after(moment: float) -> float:
+        proved = eventually(
+            lambda: metric(sink, "last_proof_timestamp") > moment and metric(sink, "last_proof_timestamp"),
+            within=20,
+            what="the next proof",
+        )
+        assert isinstance(proved, float)
+        return proved
+
+    enqueue(connection, topic, "a", 3)
+    all_consumed(connection)
+    last = proved_after(time.time())
+    while (proved := proved_after(last)) < last + 10 * 0.2:
+        last = proved
+    assert proved_after(proved) >= proved + 10 * 0.2
+    (lost,) = enqueue(connection, topic, "b")
+    all_consumed(connection)
+    settled = time.time()
+    assert proved_after(settled) < settled + 10 * 0.2
+    connection.execute(f"delete from {HISTORY} where outbox_id = %s", [lost])
+    eventually(lambda: metric(sink, "unproved") == 1, within=20, what="word of the damage")
     assert sink.stop() == 0
