@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.ledger import Ledger, Lot
-from connector.outbox import Failure, Fence
+from connector.outbox import Failure, Fence, Fences
 
 FAILURE = Failure(1, 0, "no", "test")
 
@@ -90,3 +90,22 @@ def test_no_position_is_confirmed_that_lies_behind_a_row_without_a_fate(  # noqa
     ledger.committed(lsn + 1)
     assert ledger.settle() == lsn + 1
     assert ledger.empty
+
+
+_MOMENTS = st.integers(-(1 << 62), 1 << 62) | st.sampled_from([-(1 << 63), (1 << 63) - 1])
+_FENCES = st.builds(
+    Fence, st.integers(1, (1 << 63) - 1), st.just(0) | st.integers(0, 20), _MOMENTS, st.none() | _MOMENTS
+)
+
+
+@given(st.lists(st.lists(_FENCES, max_size=5), max_size=5))
+def test_fences_give_back_what_they_were_given_but_for_what_is_infinite(batches: list[list[Fence]]) -> None:
+    """One by one and together, in order, each column of each row."""
+    fences = Fences()
+    for batch in batches:
+        fences.extend(Fences(batch))
+    infinity = (1 << 63) - 1
+    finite = [f for batch in batches for f in batch if f.updated_at < infinity and abs(f.next_retry_at or 0) < infinity]
+    found = zip(fences.ids, fences.retry_counts, fences.updated_ats, fences.next_retry_ats, strict=True)
+    assert [Fence._make(columns) for columns in found] == finite
+    assert len(fences) == len(finite)
