@@ -70,12 +70,17 @@ class Bench:
             yield place
 
     def warm_up(self) -> None:
-        """Use the broker as a backlog does: a JVM that has just started is slow, and whoever came first would pay."""
-        messages = (
-            (b"chat-%d" % (n % KEYS), b"%d and then the customer said: ok " % n * 12) for n in range(self.sizes.rows)
-        )
+        """Use the broker as a backlog does, and as single messages do: a JVM that has just started is slow.
+
+        Whoever came first would pay for that.
+        """
         with self.arena() as place:
-            limits.produce(place, messages)
+            limits.produce(place, self._messages(self.sizes.rows))
+            limits.pass_one_by_one(place, self._messages(self.sizes.warm_up_rows))
+
+    @staticmethod
+    def _messages(count: int) -> Iterator[tuple[bytes, bytes]]:
+        return ((b"chat-%d" % (n % KEYS), b"%d and then the customer said: ok " % n * 12) for n in range(count))
 
     def add(self, part: str, contender: str, figures: Mapping[str, float]) -> None:
         """Take the figures of one run, and tell them."""

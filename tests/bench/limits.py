@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from connector.envelope import encode_envelope
 from connector.outbox import Fence, OutboxRow
-from tests.bench.arena import HISTORY, OUTBOX, Arena
-from tests.bench.measure import read_log
+from tests.bench.arena import HISTORY, OUTBOX, Arena, ends_of
+from tests.bench.measure import consumer_options, read_log
 
 READING: Final = "limit: pg_recvlogical"
 PRODUCING: Final = "limit: librdkafka"
@@ -122,6 +122,19 @@ def produce(place: Arena, rows: Iterator[tuple[bytes, bytes]]) -> None:
     producer.flush()
     if failed:
         raise KafkaException(failed[0])
+
+
+def pass_one_by_one(place: Arena, rows: Iterator[tuple[bytes, bytes]]) -> None:
+    """Produce messages one at a time, each read again before the next one."""
+    producer = Producer({**_PRODUCER, "linger.ms": 0, "bootstrap.servers": place.kafka.bootstrap_servers})
+    consumer = Consumer(consumer_options(place))
+    ends = ends_of(place.kafka.admin(), place.topic)
+    consumer.assign([TopicPartition(place.topic, number, end) for number, end in enumerate(ends)])
+    for key, value in rows:
+        producer.produce(place.topic, value, key)
+        producer.flush()
+        consumer.poll(1.0)
+    consumer.close()
 
 
 def write(place: Arena, count: int) -> float:
