@@ -28,11 +28,11 @@ _KEEPALIVE: Final[dict[str, Any]] = {
 # and planning it once is enough.
 _SESSION: Final = sql.SQL(
     "set plan_cache_mode = force_generic_plan; set statement_timeout = {statement}; set lock_timeout = {lock};"
-    " set idle_in_transaction_session_timeout = {idle};{more} select pg_backend_pid()"
+    " set idle_in_transaction_session_timeout = {idle}; select pg_backend_pid()"
 )
 # A statement that was planned while the table was small, or never analysed, would go on reading all of it. In the order
 # of an index rows are locked by their ids. Where there is none a plan seems so dear that older servers compile it.
-_BY_INDEX: Final = sql.SQL(" set enable_seqscan = off; set enable_bitmapscan = off; set jit = off;")
+_BY_INDEX: Final = "set enable_seqscan = off; set enable_bitmapscan = off; set jit = off"
 
 _ROW_FAULTS: Final = frozenset(
     {
@@ -75,7 +75,8 @@ def connect(
     `name` shows as `application_name`. A statement that runs longer than `statement_seconds`, or waits for a lock
     longer than `lock_seconds`, is ended by the server, and so is a session that leaves a transaction open for
     `idle_in_transaction_seconds`; 0 sets no limit. Each address is given `connect_seconds` to answer. With `by_index`
-    rows are looked up by an index wherever there is one, whatever the statistics say.
+    rows are looked up by an index wherever there is one, whatever the statistics say; not behind a pooler, where plans
+    are not kept, and the next to have the session might be somebody else.
 
     Raises:
         psycopg.OperationalError: the server cannot be reached, or refuses.
@@ -95,7 +96,6 @@ def connect(
                 statement=round(statement_seconds * 1000),
                 lock=round(lock_seconds * 1000),
                 idle=round(idle_in_transaction_seconds * 1000),
-                more=_BY_INDEX if by_index else sql.SQL(""),
             ).as_string(connection),
             prepare=False,
         )
@@ -104,6 +104,8 @@ def connect(
         if session.fetchone() != (connection.info.backend_pid,):
             # A pooler is between. Sessions that share a server's would run each other's statements, of the same names.
             connection.prepare_threshold = None
+        elif by_index:
+            connection.execute(_BY_INDEX, prepare=False)
     except psycopg.Error:
         connection.close()
         raise
