@@ -38,7 +38,11 @@ class Candidate(Generic[S]):
 class Choice(Generic[S]):
     """The candidates for one service, and the instances that were started from them."""
 
-    def __init__(self, what: str, candidates: Sequence[Candidate[S]], directory: Path) -> None:
+    def __init__(
+        self, what: str, candidates: Sequence[Candidate[S]], directory: Path, *, lent: S | None = None
+    ) -> None:
+        """`lent` is shared already, with other processes, and somebody else's to stop."""
+        self._lent = lent
         self._what = what
         self._candidates = candidates
         self._directory = directory
@@ -58,6 +62,8 @@ class Choice(Generic[S]):
 
     def shared(self) -> S:
         """Return the instance that all tests share, started at the first call; it must not be stopped by a test."""
+        if self._lent is not None:
+            return self._lent
         if self._shared is None:
             try:
                 self._shared = self._start("shared", list(self._candidates))

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -76,6 +76,11 @@ class Kafka:
         """Stop it for good."""
         self.kill()
 
+    def lend(self, to: int) -> dict[str, Any] | None:
+        """Return what the process of this test run with that number makes a `LentKafka` of, if it is to have no own."""
+        del to
+        return None
+
     def proxy(self) -> TcpProxy:
         """Return a proxy through which clients find a broker that names the proxy, not itself, as its address.
 
@@ -126,6 +131,22 @@ class Kafka:
         return topic is not None and len([p for p in topic.partitions.values() if p.leader >= 0]) == partitions
 
 
+class LentKafka(Kafka):
+    """One that another process of this test run has started, and will stop."""
+
+    def __init__(self, kind: str, bootstrap_servers: str, ports: tuple[int, int] | None = None) -> None:
+        """Take the ports of a proxy: where the broker is behind it, and where clients look for it."""
+        super().__init__(bootstrap_servers)
+        self.kind = kind
+        self._ports = ports
+
+    def proxy(self) -> TcpProxy:
+        if self._ports is None:
+            return super().proxy()
+        behind, before = self._ports
+        return TcpProxy("127.0.0.1", behind, before)
+
+
 class EmbeddedKafka(Kafka):
     """The memory-only broker of the wheel."""
 
@@ -162,11 +183,12 @@ class ApacheKafka(Kafka):
         users: Mapping[str, str] | None = None,
         joining: ApacheKafka | None = None,
         long_lived: bool = False,
+        borrowers: int = 1,
     ) -> None:
         """Prepare; `listeners` are more of them, each with its security protocol, and `users` may log in by SCRAM.
 
         A broker that is `joining` another becomes the second one of its cluster. One that is `long_lived` works up to
-        its full speed.
+        its full speed. Each of its `borrowers` may have a proxy at a time.
         """
         self._jvm_options = () if long_lived else _SHORT_LIVED
         self._joining = joining
@@ -178,8 +200,7 @@ class ApacheKafka(Kafka):
         self._directory = directory
         self._port = free_port()
         self._controller_port = free_port()
-        self._proxy_port = free_port()
-        self._behind_proxy_port = free_port()
+        self._proxies = [(free_port(), free_port()) for _ in range(borrowers)]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -190,8 +211,13 @@ class ApacheKafka(Kafka):
         """Return where clients find a listener that was asked for, by the host's name."""
         return f"localhost:{self._more_ports[listener]}"
 
+    def lend(self, to: int) -> dict[str, Any] | None:
+        ports = self._proxies[to % len(self._proxies)]
+        return {"kind": self.kind, "bootstrap_servers": self.bootstrap_servers, "ports": ports}
+
     def proxy(self) -> TcpProxy:
-        return TcpProxy("127.0.0.1", self._behind_proxy_port, self._proxy_port)
+        behind, before = self._proxies[0]
+        return TcpProxy("127.0.0.1", behind, before)
 
     def limit_producers(self, bytes_a_second: int | None) -> None:
         quota = "producer_byte_rate"
@@ -254,9 +280,8 @@ class ApacheKafka(Kafka):
     def _format(self, properties: Path) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         settings = _broker_settings(
-            listeners=f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port},"
-            f"PROXIED://127.0.0.1:{self._behind_proxy_port}",
-            advertised=f"PLAINTEXT://{self.bootstrap_servers},PROXIED://127.0.0.1:{self._proxy_port}",
+            listeners=f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            advertised=f"PLAINTEXT://{self.bootstrap_servers}",
             controller=f"127.0.0.1:{self._controller_port}",
         )
         settings["log.dirs"] = str(self._directory / "data")
@@ -269,6 +294,10 @@ class ApacheKafka(Kafka):
             settings["listeners"] = settings["listeners"].replace(
                 f"CONTROLLER://127.0.0.1:{self._controller_port},", ""
             )
+        for number, (behind, before) in enumerate(self._proxies):
+            settings["listeners"] += f",PROXIED{number}://127.0.0.1:{behind}"
+            settings["advertised.listeners"] += f",PROXIED{number}://127.0.0.1:{before}"
+            settings["listener.security.protocol.map"] += f",PROXIED{number}:PLAINTEXT"
         for name, protocol in self._more_listeners.items():
             settings["listeners"] += f",{name}://127.0.0.1:{self._more_ports[name]}"
             settings["advertised.listeners"] += f",{name}://{self.servers_of(name)}"
@@ -318,6 +347,10 @@ class ContainerKafka(Kafka):
     def bootstrap_servers(self) -> str:
         return f"{docker_host()}:{self._container.port}"
 
+    def lend(self, to: int) -> dict[str, Any] | None:
+        del to
+        return {"kind": self.kind, "bootstrap_servers": self.bootstrap_servers}
+
     def start(self) -> None:
         self._container.start()
         super().start()
@@ -332,8 +365,10 @@ class ContainerKafka(Kafka):
         self._container.remove()
 
 
-def kafka_candidates(environ: Mapping[str, str], *, long_lived: bool = False) -> list[Candidate[Kafka]]:
-    """Return the ways to have a Kafka, best first, that is `long_lived` or not.
+def kafka_candidates(
+    environ: Mapping[str, str], *, long_lived: bool = False, borrowers: int = 1
+) -> list[Candidate[Kafka]]:
+    """Return the ways to have a Kafka, best first, that is `long_lived` or not, for so many `borrowers` at a time.
 
     `TEST_KAFKA_BOOTSTRAP_SERVERS` names a running one; `TEST_KAFKA=apache` refuses the embedded broker,
     `TEST_KAFKA=embedded` refuses all others.
@@ -350,7 +385,7 @@ def kafka_candidates(environ: Mapping[str, str], *, long_lived: bool = False) ->
         problem = why_no_docker()
         candidates.append(Candidate(f"{IMAGE} in Docker", problem or reason, None if problem else _in_container))
         problem = _why_no_apache_kafka()
-        apache = None if problem else functools.partial(ApacheKafka, long_lived=long_lived)
+        apache = None if problem else functools.partial(ApacheKafka, long_lived=long_lived, borrowers=borrowers)
         candidates.append(Candidate(f"Apache Kafka {APACHE_KAFKA}", problem or reason, apache))
     if wanted != "apache":
         candidates.append(Candidate("the embedded broker", reason, EmbeddedKafka))
@@ -369,7 +404,7 @@ def _broker_settings(*, listeners: str, advertised: str, controller: str) -> dic
         "controller.listener.names": "CONTROLLER",
         "listeners": listeners,
         "advertised.listeners": advertised,
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
         "auto.create.topics.enable": "false",
         # So that a test can forbid something.

@@ -15,7 +15,7 @@ import pytest
 
 from connector.demo.embedded import scratch_directory
 from tests.services.choice import Choice
-from tests.services.kafka import EMBEDDED_IS_FORGETFUL, EMBEDDED_IS_INCOMPLETE, Kafka, kafka_candidates
+from tests.services.kafka import EMBEDDED_IS_FORGETFUL, EMBEDDED_IS_INCOMPLETE, Kafka, LentKafka, kafka_candidates
 from tests.services.postgres import Database, Postgres, postgres_candidates
 from tests.services.process import Process, environment
 
@@ -25,11 +25,13 @@ _LOG_TAIL = 200
 class Services:
     """The servers of one test run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, processes: int = 1, lent_kafka: Kafka | None = None) -> None:
+        """`processes` are those that share the tests."""
         self._stack = ExitStack()
         directory = self._stack.enter_context(scratch_directory())
         self.postgres: Choice[Postgres] = Choice("PostgreSQL", postgres_candidates(os.environ), directory)
-        self.kafka: Choice[Kafka] = Choice("Kafka", kafka_candidates(os.environ), directory)
+        candidates = kafka_candidates(os.environ, borrowers=processes)
+        self.kafka: Choice[Kafka] = Choice("Kafka", candidates, directory, lent=lent_kafka)
         self._stack.callback(self.postgres.close)
         self._stack.callback(self.kafka.close)
 
@@ -43,7 +45,17 @@ _SERVICES = pytest.StashKey[Services]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the services; nothing is started yet."""
-    config.stash[_SERVICES] = Services()
+    lent = getattr(config, "workerinput", {}).get("kafka")
+    processes = getattr(config.option, "numprocesses", None) or 1
+    config.stash[_SERVICES] = Services(processes=processes, lent_kafka=LentKafka(**lent) if lent else None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Where several processes share the tests, lend each the same Kafka: it would do little else than be there."""
+    with suppress(pytest.fail.Exception):
+        kafka = node.config.stash[_SERVICES].kafka.shared()
+        node.workerinput["kafka"] = kafka.lend(int(node.gateway.id.removeprefix("gw")))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
