@@ -292,7 +292,7 @@ class ApacheKafka(Kafka):
                 "controller.quorum.voters": f"1@127.0.0.1:{self._joining._controller_port}",
             }
             settings["listeners"] = settings["listeners"].replace(
-                f"CONTROLLER://127.0.0.1:{self._controller_port},", ""
+                f",CONTROLLER://127.0.0.1:{self._controller_port}", ""
             )
         for number, (behind, before) in enumerate(self._proxies):
             settings["listeners"] += f",PROXIED{number}://127.0.0.1:{behind}"
