@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -81,7 +81,7 @@ class Batch:
     unparsed: list[Failure]
     letters: list[tuple[Message, str]]
     messages: dict[int, Message]
-    ends: dict[Partition, int] = field(default_factory=dict)
+    ends: dict[Partition, int]
     """The offset behind its last message, by partition."""
     duplicates: int = 0
     lost: int = 0
@@ -316,7 +316,7 @@ class Sink:
         posted.update(id(message) for message, _ in batch.letters)
         if batch.letters:
             reach(Point.DEAD_LETTER_SENT)
-        if batch.lost or not batch.ends:
+        if batch.lost:
             batch.ends = ends_of(messages)
         offsets = self._whereabouts.behind(batch.ends)
         # While there is no backlog it is better to wait: what comes meanwhile then goes into one batch.
@@ -335,7 +335,6 @@ class Sink:
         messages = self._subscription.take(BATCH_ROWS, 0)
         self._subscription.put_back(messages)
         batch = self._sort(messages)
-        batch.ends = ends_of(messages)
         batch.prepared = settlement.prepare(batch.items)
         self._ahead = messages, batch
 
@@ -360,8 +359,8 @@ class Sink:
             self._subscription.idle(0.1)
         return [message for message in messages if self._subscription.owns(message)]
 
-    def _sort(self, messages: Iterable[Message]) -> Batch:
-        batch = Batch([], [], [], {})
+    def _sort(self, messages: Sequence[Message]) -> Batch:
+        batch = Batch([], [], [], {}, ends_of(messages))
         places: dict[int, int] = {}
         for message in messages:
             try:

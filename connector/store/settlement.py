@@ -74,6 +74,7 @@ class Result:
     failures: list[Failure] = field(default_factory=list)
     settled: list[Settled] = field(default_factory=list)
     told: list[Outcome] = field(default_factory=list)
+    """Of messages that the database told apart."""
     plain: list[tuple[Group, list[tuple[float | None]]]] = field(default_factory=list)
     """Groups of which every message was stored, with the age of each."""
 
