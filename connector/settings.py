@@ -9,14 +9,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from itertools import chain
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any
 from urllib.parse import unquote
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from connector.errors import ConfigurationError
 from connector.failpoints import Failpoint, Point
@@ -151,14 +153,17 @@ def _topic(text: str) -> str:
     return text
 
 
-def _topics(text: object) -> object:
-    if not isinstance(text, str):
-        return text
-    return tuple(dict.fromkeys(part for part in map(str.strip, text.split(",")) if part))
+def _topics(text: str) -> tuple[str, ...]:
+    topics = tuple(dict.fromkeys(_topic(part) for part in map(str.strip, text.split(",")) if part))
+    if not topics:
+        raise ValueError("names no topic")
+    return topics
 
 
 def _brokers(text: str) -> str:
-    brokers = [part.strip() for part in text.split(",") if part.strip()] if text else []
+    brokers = [part.strip() for part in text.split(",") if part.strip()]
+    if not brokers:
+        raise ValueError("names no broker")
     for number, broker in enumerate(brokers, 1):
         if not _BROKER.fullmatch(broker):
             raise ValueError(f"entry {number} is not host:port")
@@ -172,62 +177,108 @@ def _slot(text: str) -> str:
 
 
 def _token(text: str) -> str:
-    if text and (len(text) < _SHORTEST_TOKEN or not text.isascii() or not text.isprintable() or " " in text):
+    if len(text) < _SHORTEST_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("is too short, or holds more than plain characters")
     return text
 
 
-def _lower(text: object) -> object:
-    return text.lower() if isinstance(text, str) else text
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError("is none of the words it may be")
+        return text.lower()
+
+    return read
 
 
-def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+def _at_most(characters: int) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if len(text) > characters:
+            raise ValueError("is too long")
+        return text
+
+    return read
 
 
-Conninfo = Annotated[str, AfterValidator(_conninfo)]
-Topic = Annotated[str, AfterValidator(_topic)]
-TableName = Annotated[Table, _from_text(parse_table)]
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdecimal():
+            raise ValueError("is not a whole number")
+        if not least <= int(text) <= most:
+            raise ValueError("is out of range")
+        return int(text)
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError("is not a number") from None
+    if not isfinite(seconds) or seconds < 0:
+        raise ValueError("is out of range")
+    return seconds
+
+
+def _some_seconds(text: str) -> float:
+    if not _seconds(text):
+        raise ValueError("is out of range")
+    return _seconds(text)
+
 
 _A_CONNINFO = "a libpq URI or DSN, for example postgresql://connector@db.example/app"
 _A_TABLE = 'a table as schema.name, quoted where SQL would quote it: "My schema".messages'
 _SECONDS = "a number of seconds"
 
 
-def _setting(default: object, meaning: str, expects: str, *, shown: str = "", secret: bool = False) -> Any:  # noqa: ANN401 - a declaration stands where the field's default would
-    """Declare a setting: `expects` completes "set it to …", `shown` is its default as a person would write it."""
-    written = shown or str(default if isinstance(default, str | int) else "")
-    extra: dict[str, Any] = {"expects": expects, "default": written}
-    if callable(default):
-        return Field(default_factory=default, description=meaning, json_schema_extra=extra, repr=not secret)
-    return Field(default=default, description=meaning, json_schema_extra=extra, repr=not secret)
+def _setting(
+    read: Callable[[str], object],
+    default: object,
+    meaning: str,
+    expects: str,
+    *,
+    shown: str = "",
+    secret: bool = False,
+) -> Any:  # noqa: ANN401 - a declaration stands where the field's default would
+    """Declare a setting.
+
+    `read` makes the value of a variable's text and raises ValueError, with what is wrong, for one that it cannot be;
+    `expects` completes "set it to …", and `shown` is the default as a person would write it.
+    """
+    about = {"read": read, "meaning": meaning, "expects": expects, "default": shown or str(default or "")}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=about, repr=not secret)
+    return field(default=default, metadata=about, repr=not secret)
 
 
-class Settings(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Settings:
     """The checked configuration of one process; `load_settings` makes it.
 
     Its repr holds no secrets. A value that the command at hand does not need may be empty.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
-
-    database_url: Conninfo = _setting(
+    database_url: str = _setting(
+        _conninfo,
         "",
         "the database, as a libpq URI or DSN; the usual `PG*` variables fill what it lacks",
         _A_CONNINFO,
         secret=True,
     )
-    replication_url: Conninfo = _setting(
-        lambda fields: fields["database_url"],
+    replication_url: str = _setting(
+        _conninfo,
+        "",
         "the same database for the replication stream; set it where the other goes through a pooler",
         _A_CONNINFO,
         shown="CONNECTOR_DATABASE_URL",
         secret=True,
     )
-    kafka_bootstrap_servers: Annotated[str, AfterValidator(_brokers)] = _setting(
-        "", "brokers to start from, as `host:port`, comma-separated", "host:port, comma-separated"
+    kafka_bootstrap_servers: str = _setting(
+        _brokers, "", "brokers to start from, as `host:port`, comma-separated", "host:port, comma-separated"
     )
     kafka_options: dict[str, str] = _setting(
+        str,
         {},
         "any [librdkafka option](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), upper case "
         "with `_` for `.`: `CONNECTOR_KAFKA_SECURITY_PROTOCOL`; what a guarantee stands on may only be what it is",
@@ -235,6 +286,7 @@ class Settings(BaseModel):
         secret=True,
     )
     producer_options: dict[str, str] = _setting(
+        str,
         {},
         "the same, for what the reader sends; `CONNECTOR_PRODUCER_LINGER_MS`, if not given, is 10 in a backlog and 0 "
         "otherwise",
@@ -242,113 +294,125 @@ class Settings(BaseModel):
         secret=True,
     )
     consumer_options: dict[str, str] = _setting(
-        {}, "the same, for the sink's consumer only", "what librdkafka accepts for the option", secret=True
+        str, {}, "the same, for the sink's consumer only", "what librdkafka accepts for the option", secret=True
     )
-    outbox_table: TableName = _setting(
+    outbox_table: Table = _setting(
+        parse_table,
         Table("public", "agent_outbox_messages"),
         "the outbox; names are read as SQL reads them",
         _A_TABLE,
         shown="public.agent_outbox_messages",
     )
-    history_table: TableName = _setting(
-        Table("public", "chat_histories"), "where chat history is stored", _A_TABLE, shown="public.chat_histories"
+    history_table: Table = _setting(
+        parse_table,
+        Table("public", "chat_histories"),
+        "where chat history is stored",
+        _A_TABLE,
+        shown="public.chat_histories",
     )
-    slot_name: Annotated[str, AfterValidator(_slot)] = _setting(
-        "outbox_connector", "the logical replication slot", "1 to 63 of a-z, 0-9 and _"
+    slot_name: str = _setting(_slot, "outbox_connector", "the logical replication slot", "1 to 63 of a-z, 0-9 and _")
+    publication_name: str = _setting(
+        _short_enough, "outbox_connector", "the publication that the slot reads", "a name of 1 to 63 bytes"
     )
-    publication_name: Annotated[str, AfterValidator(_short_enough)] = _setting(
-        "outbox_connector", "the publication that the slot reads", "a name of 1 to 63 bytes"
-    )
-    topics: Annotated[tuple[Topic, ...], Field(min_length=1), BeforeValidator(_topics)] = _setting(
+    topics: tuple[str, ...] = _setting(
+        _topics,
         ("smartflow.agent.outbox",),
         "comma-separated: what `setup` makes and the sink reads",
         "topic names, comma-separated",
         shown="smartflow.agent.outbox",
     )
     group_id: str = _setting(
-        "smartflow-agent-outbox-consumer", "the sink's consumer group", "the name of a consumer group"
+        str, "smartflow-agent-outbox-consumer", "the sink's consumer group", "the name of a consumer group"
     )
-    dead_letter_topic: Topic = _setting(
-        "smartflow.agent.outbox.dead", "where values go that name no outbox row", "the name of a topic"
+    dead_letter_topic: str = _setting(
+        _topic, "smartflow.agent.outbox.dead", "where values go that name no outbox row", "the name of a topic"
     )
-    topic_partitions: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] = _setting(
-        6, "partitions of a topic that `setup` makes", "a whole number, 1 or more"
+    topic_partitions: int = _setting(
+        _whole(1, (1 << 31) - 1), 6, "partitions of a topic that `setup` makes", "a whole number, 1 or more"
     )
-    topic_replication: Annotated[int, Field(ge=1, le=(1 << 15) - 1)] = _setting(
-        1, "replicas of a topic that `setup` makes", "a whole number, 1 or more"
+    topic_replication: int = _setting(
+        _whole(1, (1 << 15) - 1), 1, "replicas of a topic that `setup` makes", "a whole number, 1 or more"
     )
-    key_ordering: Annotated[Literal["strict", "relaxed"], BeforeValidator(_lower)] = _setting(
+    key_ordering: str = _setting(
+        _one_of("strict", "relaxed"),
         "strict",
         "`strict`: a retried message holds back later ones of its key; `relaxed`: it does not",
         "strict or relaxed",
     )
-    wal_budget: Annotated[int, _from_text(parse_size)] = _setting(
+    wal_budget: int = _setting(
+        parse_size,
         4 << 30,
         "the most WAL the slot may pin",
         "a size such as 4GB, 512MB or 1048576 (units: B, kB, MB, GB, TB)",
         shown="4GB",
     )
-    http_port: Annotated[int, Field(ge=0, le=65535)] = _setting(
+    http_port: int = _setting(
+        _whole(0, 65535),
         8080,
         "`/livez`, `/readyz` and `/metrics`, or the console's page; 0 takes a free port and logs it",
         "a port from 0 to 65535",
     )
-    console_host: Annotated[str, Field(max_length=253)] = _setting(
+    console_host: str = _setting(
+        _at_most(253),
         "127.0.0.1",
         "the address that the console is served on: payloads can be read there, so this machine's own by default",
         "an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them",
     )
-    console_token: Annotated[str, AfterValidator(_token)] = _setting(
+    console_token: str = _setting(
+        _token,
         "",
         "lets whoever knows it redrive messages from the console; without it the console only shows",
         "16 characters or more, such as the output of `openssl rand -hex 16`",
         secret=True,
     )
-    shutdown_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _setting(
+    shutdown_seconds: float = _setting(
+        _some_seconds,
         25.0,
         "how long a stopping process may drain; keep it below the orchestrator's grace period",
         f"{_SECONDS} above 0",
         shown="25",
     )
-    start_deadline_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
+    start_deadline_seconds: float = _setting(
+        _seconds,
         120.0,
         "how long PostgreSQL or Kafka may stay away at the start before the process gives up with exit code 69",
         f"{_SECONDS}, 0 or more",
         shown="120",
     )
-    group_instance_id: Annotated[str, Field(max_length=249)] | None = _setting(
+    group_instance_id: str | None = _setting(
+        _at_most(249),
         None,
         "a stable name of this process, such as its pod's: a restart then moves no partitions (static membership)",
         "a stable name of 1 to 249 characters",
     )
-    proof_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
+    proof_seconds: float = _setting(
+        _seconds,
         60.0,
         "how often the sink compares what was settled with history, if its role may read that; 0 is never",
         f"{_SECONDS}, 0 or more",
         shown="60",
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = _setting(
-        "info", "the least important events that are logged", "debug, info, warning, error or critical"
+    log_level: str = _setting(
+        _one_of("debug", "info", "warning", "error", "critical"),
+        "info",
+        "the least important events that are logged",
+        "debug, info, warning, error or critical",
     )
-    log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = _setting(
-        "json", "`json`, one object a line on stderr, or `console` for people", "json or console"
+    log_format: str = _setting(
+        _one_of("json", "console"),
+        "json",
+        "`json`, one object a line on stderr, or `console` for people",
+        "json or console",
     )
     # For tests, and so not in the README's table.
-    failpoints: Annotated[dict[Point, Failpoint], _from_text(parse_failpoints)] = _setting(
-        {}, "", "name=kill, name=raise or name=delay:seconds, comma-separated, with a name of connector/failpoints.py"
+    failpoints: dict[Point, Failpoint] = _setting(
+        parse_failpoints,
+        {},
+        "",
+        "name=kill, name=raise or name=delay:seconds, comma-separated, with a name of connector/failpoints.py",
     )
     # libpq reads PGPASSWORD by itself; it is here only so that `secrets` knows it.
-    libpq_password: str = Field(default="", repr=False)
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Settings:
-        if self.dead_letter_topic in self.topics:
-            raise _ConflictError(
-                "dead_letter_topic", "is one of CONNECTOR_TOPICS, so that the sink would read it again"
-            )
-        if self.history_table == self.outbox_table:
-            raise _ConflictError("history_table", "is the same table as CONNECTOR_OUTBOX_TABLE")
-        return self
+    libpq_password: str = field(default="", repr=False)
 
     def secrets(self) -> tuple[str, ...]:
         """List every secret value in these settings, longest first, as written and as decoded, for redaction."""
@@ -362,10 +426,6 @@ class Settings(BaseModel):
                     found.update(line for line in value.splitlines() if not line.startswith("-----"))
                 found.update(_url_passwords(value))
         return tuple(sorted(found - {""}, key=lambda secret: (-len(secret), secret)))
-
-
-class _ConflictError(ValueError):
-    """Two settings that are fine alone and wrong together; the first argument is the field to change."""
 
 
 def _conninfo_secrets(conninfo: str) -> Iterator[str]:
@@ -394,9 +454,9 @@ def _variable(field: str) -> str:
 
 
 _FIELDS = {
-    _variable(field): field
-    for field in Settings.model_fields
-    if field not in _OPTION_PREFIXES.values() and field != "libpq_password"
+    _variable(of.name): of
+    for of in fields(Settings)
+    if of.name not in _OPTION_PREFIXES.values() and of.name != "libpq_password"
 }
 
 
@@ -412,19 +472,13 @@ def load_settings(environ: Mapping[str, str] = os.environ, *, needs: frozenset[s
     for variable, problem in _missing(environ, needs):
         if variable not in found and variable not in problems and f"{variable}_FILE" not in problems:
             problems[variable] = problem
-    settings = None
-    try:
-        settings = Settings(**_by_field(found), libpq_password=environ.get("PGPASSWORD", ""))
-    except ValidationError as error:
-        for details in error.errors(include_url=False, include_input=False):
-            # A default taken from a wrong setting is no second problem.
-            if details["type"] != "default_factory_not_called":
-                variable, problem = _problem(details)
-                problems.setdefault(variable, problem)
-    if "kafka" in needs:
-        for variable, problem in _option_problems(found):
-            problems.setdefault(variable, problem)
-    if problems or settings is None:
+    values, wrong = _values(found)
+    settings = Settings(**values, libpq_password=environ.get("PGPASSWORD", ""))
+    conflicts = () if wrong else _conflicts(settings)
+    refused = _option_problems(found) if "kafka" in needs else ()
+    for variable, problem in chain(wrong.items(), conflicts, refused):
+        problems.setdefault(variable, problem)
+    if problems:
         raise ConfigurationError([f"{variable}: {problems[variable]}" for variable in sorted(problems, key=_position)])
     return settings
 
@@ -508,27 +562,49 @@ def _file(path: str) -> tuple[str, str]:
     return text, ""
 
 
-def _by_field(found: Mapping[str, str]) -> dict[str, Any]:
-    options: dict[str, dict[str, str]] = {field: {} for field in _OPTION_PREFIXES.values()}
-    values: dict[str, Any] = dict(options)
-    for variable, value in found.items():
+def _values(found: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give the values by field, and what is wrong with texts that are none, by variable."""
+    values: dict[str, Any] = dict(_options(found))
+    problems: dict[str, str] = {}
+    for variable, text in found.items():
         if variable in _FIELDS:
-            values[_FIELDS[variable]] = value.strip()
-            continue
-        prefix = next(prefix for prefix in _OPTION_PREFIXES if variable.startswith(prefix))
-        option = variable.removeprefix(prefix).lower()
-        if option not in _NAMES_WITH_UNDERSCORES:
-            option = option.replace("_", ".")
-        options[_OPTION_PREFIXES[prefix]][option] = value
-    return values
+            about = _FIELDS[variable].metadata
+            try:
+                values[_FIELDS[variable].name] = about["read"](text.strip())
+            except ValueError as error:
+                problems[variable] = f"{error}; set it to {about['expects']}"
+    values.setdefault("replication_url", values.get("database_url", ""))
+    return values, problems
+
+
+def _options(found: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Give the options of Kafka's clients by field, each by librdkafka's name."""
+    options: dict[str, dict[str, str]] = {of: {} for of in _OPTION_PREFIXES.values()}
+    for variable, value in found.items():
+        if variable not in _FIELDS:
+            prefix = next(prefix for prefix in _OPTION_PREFIXES if variable.startswith(prefix))
+            option = variable.removeprefix(prefix).lower()
+            if option not in _NAMES_WITH_UNDERSCORES:
+                option = option.replace("_", ".")
+            options[_OPTION_PREFIXES[prefix]][option] = value
+    return options
 
 
 def _option_problems(found: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    options = [_by_field(found)[field] for field in _OPTION_PREFIXES.values()]
+    options = _options(found).values()
     if any(options):
         from connector.kafka import option_problems  # noqa: PLC0415 - most environments have none to be judged
 
         yield from option_problems(*options)
+
+
+def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Name settings that are fine alone and wrong together."""
+    if settings.dead_letter_topic in settings.topics:
+        what = "is one of CONNECTOR_TOPICS, so that the sink would read it again"
+        yield "CONNECTOR_DEAD_LETTER_TOPIC", f"{what}; set it to the name of another topic"
+    if settings.history_table == settings.outbox_table:
+        yield "CONNECTOR_HISTORY_TABLE", f"is the same table as CONNECTOR_OUTBOX_TABLE; set it to {_A_TABLE}"
 
 
 def _missing(environ: Mapping[str, str], needs: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -536,25 +612,6 @@ def _missing(environ: Mapping[str, str], needs: frozenset[str]) -> Iterator[tupl
         yield "CONNECTOR_DATABASE_URL", f"is not set; set it to {_A_CONNINFO}, or set PGHOST or PGSERVICE"
     if "kafka" in needs:
         yield "CONNECTOR_KAFKA_BOOTSTRAP_SERVERS", "is not set; set it to the brokers, as host:port, comma-separated"
-
-
-def _problem(details: Mapping[str, Any]) -> tuple[str, str]:
-    """Put one of pydantic's complaints in our words: the variable, and what is wrong without the value."""
-    cause = details.get("ctx", {}).get("error")
-    if isinstance(cause, _ConflictError):
-        field, what = cause.args
-    else:
-        field = details["loc"][0]
-        what = str(cause) if cause else "is not usable"
-    variable = _variable(field)
-    for prefix, options in _OPTION_PREFIXES.items():
-        if field == options:
-            variable = prefix + str(details["loc"][1]).replace(".", "_").upper()
-    return variable, f"{what}; set it to {_extra(field)['expects']}"
-
-
-def _extra(field: str) -> dict[str, str]:
-    return cast("dict[str, str]", Settings.model_fields[field].json_schema_extra)
 
 
 def _position(variable: str) -> tuple[int, str]:
@@ -565,13 +622,12 @@ def _position(variable: str) -> tuple[int, str]:
 
 def describe() -> list[tuple[str, str, str]]:
     """List every setting as (variable, default, meaning), in the order of the documentation."""
-    rows = []
-    options = {field: prefix + "<OPTION>" for prefix, field in _OPTION_PREFIXES.items()}
-    for field, info in Settings.model_fields.items():
-        if info.description:
-            default = _extra(field).get("default", "")
-            rows.append((options.get(field, _variable(field)), default, info.description))
-    return rows
+    options = {of: prefix + "<OPTION>" for prefix, of in _OPTION_PREFIXES.items()}
+    return [
+        (options.get(of.name, _variable(of.name)), of.metadata["default"], of.metadata["meaning"])
+        for of in fields(Settings)
+        if of.metadata.get("meaning")
+    ]
 
 
 def render_table() -> str:
