@@ -15,6 +15,7 @@ from connector.failpoints import Point, armed, reach
 from connector.kafka import (
     LARGEST_MESSAGE,
     PARTITION_BY_KEY,
+    Admin,
     Fate,
     Kafka,
     KafkaError,
@@ -129,6 +130,7 @@ class Publishing:
     def __init__(
         self,
         kafka: Kafka,
+        admin: Admin,
         topics: Iterable[str],
         metrics: ReaderMetrics,
         *,
@@ -139,6 +141,7 @@ class Publishing:
         """Make the producer; `on_answered` gets each shipment for whose every row Kafka has answered."""
         self._tracing = tracing
         self._kafka = kafka
+        self._admin = admin
         self._topics = set(topics)
         self._wary_of: set[str] = set()
         self._metrics = metrics
@@ -152,7 +155,7 @@ class Publishing:
         self._publisher = self._new_publisher()
 
     def _new_publisher(self) -> Publisher:
-        publisher = Publisher(self._kafka, sorted(self._topics), self._on_error, self._wary_of)
+        publisher = Publisher(self._kafka, self._admin, sorted(self._topics), self._on_error, self._wary_of)
         _log.info("producer_ready", batch_bytes=publisher.batch_size)
         return publisher
 

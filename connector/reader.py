@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MOST_UNMARKED: Final = 500_000
 
 _CATCH_UP_BATCH = 100
-_START_PAUSE = 0.01
+_START_PAUSE = 0.1
 _CHECK_SECONDS = 2.0
 # While a look waits for a lock the stream rests, and the server hears nothing from us.
 _LOCK_SECONDS = 1.0
@@ -155,6 +155,7 @@ class Reader:
         options = self._options
         self._publishing = Publishing(
             options.kafka,
+            self._reachability.admin,
             options.topics,
             self._metrics,
             on_error=self._reachability.doubt,
@@ -204,7 +205,7 @@ class Reader:
             if time.monotonic() > next_look:
                 self._keep_budget_of_nobody()
                 next_look = time.monotonic() + _CHECK_SECONDS
-            time.sleep(_START_PAUSE)
+            self._reachability.await_answer(_START_PAUSE)
 
     def _keep_budget_of_nobody(self) -> None:
         """Keep the slot within its budget where nobody leads, because Kafka has been away since we started."""

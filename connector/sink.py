@@ -197,7 +197,10 @@ class Sink:
             if time.monotonic() > deadline:
                 kind = SetupRequired if missing and self._reachability.problem is None else ServiceUnavailable
                 raise kind(f"past the start deadline: {problem}")
-            time.sleep(_START_PAUSE)
+            if self._reachability.problem is None:
+                time.sleep(_START_PAUSE)
+            else:
+                self._reachability.await_answer(_START_PAUSE)
 
     def _report_readiness(self) -> None:
         self._health.beat("sink")

@@ -58,7 +58,7 @@ _CLIENT: Final[dict[str, str | int | bool]] = {
     "client.id": "outbox-connector",
     "socket.keepalive.enable": True,
     "socket.connection.setup.timeout.ms": 10_000,
-    "reconnect.backoff.ms": 20,  # librdkafka also rests for half of it before its very first connection
+    "reconnect.backoff.ms": 2,  # librdkafka also rests for half of it before its very first connection
     "reconnect.backoff.max.ms": 2_000,
     "log_level": 4,
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from connector.kafka.admin import Admin
 from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
 from connector.kafka.deliveries import RECORD_OVERHEAD
 
@@ -30,13 +31,18 @@ class Publisher:
     """
 
     def __init__(
-        self, kafka: Kafka, topics: Iterable[str], on_error: Callable[[KafkaError], None], wary_of: Collection[str] = ()
+        self,
+        kafka: Kafka,
+        admin: Admin,
+        topics: Iterable[str],
+        on_error: Callable[[KafkaError], None],
+        wary_of: Collection[str] = (),
     ) -> None:
-        """Make the first producer, its batches small enough for each of the topics, as far as they can be asked.
+        """Make the first producer, its batches small enough for each of the topics, as far as `admin` can ask.
 
         Topics to be `wary_of` have refused a batch: if they do not tell their limit, each message goes alone.
         """
-        self._admin = kafka.admin()
+        self._admin = admin
         self._limits: dict[str, int | None] = {}
         names = list(topics)
         self._ask(names)

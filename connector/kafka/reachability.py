@@ -16,7 +16,9 @@ class Reachability(threading.Thread):
     def __init__(self, kafka: Kafka) -> None:
         """Prepare the thread, which begins with a doubt."""
         super().__init__(name="kafka-reachability", daemon=True)
-        self._admin = kafka.admin()
+        self.admin = kafka.admin()
+        """Fit for any thread, and connected already once Kafka has answered."""
+        self._answered = threading.Event()
         self._doubted = threading.Event()
         self._doubted.set()
         self._closed = False
@@ -26,6 +28,10 @@ class Reachability(threading.Thread):
     def doubt(self, _error: object = None) -> None:
         """Ask Kafka whether it is there; fits as librdkafka's `error_cb`."""
         self._doubted.set()
+
+    def await_answer(self, seconds: float) -> None:
+        """Return once Kafka answers, or after so long."""
+        self._answered.wait(seconds)
 
     def close(self) -> None:
         """End the thread."""
@@ -40,9 +46,11 @@ class Reachability(threading.Thread):
                 return
             self._doubted.clear()
             try:
-                self._admin.topics(timeout=3)
+                self.admin.topics(timeout=3)
                 self.problem = None
+                self._answered.set()
             except KafkaException as error:
-                self.problem = f"Kafka does not answer: {self._admin.trouble() or error.args[0].str()}"
+                self.problem = f"Kafka does not answer: {self.admin.trouble() or error.args[0].str()}"
+                self._answered.clear()
                 self._doubted.set()
                 time.sleep(0.5)

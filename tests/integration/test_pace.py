@@ -24,7 +24,9 @@ def test_a_producer_goes_on_only_when_all_of_the_other_ones_messages_have_arrive
     monkeypatch.setattr("connector.kafka.publisher._LINGER_IN_A_BACKLOG", "5000")
     answered: list[Shipment] = []
     clients = Clients(kafka.bootstrap_servers, {})
-    publishing = Publishing(clients, [topic], ReaderMetrics(), on_error=lambda _: None, on_answered=answered.append)
+    publishing = Publishing(
+        clients, clients.admin(), [topic], ReaderMetrics(), on_error=lambda _: None, on_answered=answered.append
+    )
 
     def publish(number: int) -> None:
         fence = Fence(number, 0, 0, None)

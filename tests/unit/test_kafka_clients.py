@@ -38,6 +38,7 @@ def test_the_consumer_moves_no_offset_by_itself_and_keeps_little() -> None:
 def test_messages_wait_for_each_other_as_the_settings_say() -> None:
     """There is no other producer then, by whichever name they say it, and whether for producers or for all clients."""
     for options, producer_options in (({}, {"linger.ms": "7"}), ({"queue.buffering.max.ms": "7"}, {})):
-        publisher = Publisher(Kafka("127.0.0.1:1", options, producer_options), [], lambda _error: None)
+        kafka = Kafka("127.0.0.1:1", options, producer_options)
+        publisher = Publisher(kafka, kafka.admin(), [], lambda _error: None)
         assert not publisher.may_change(backlog=False)
         assert len(publisher._made) == 1
