@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from connector.observability.health import Health
     from connector.observability.metrics import SinkMetrics
 
-BATCH_ROWS: Final = 2_000
+BATCH_ROWS: Final = 1_400
 _POLL_SECONDS: Final = 0.5
 _START_PAUSE: Final = 0.05
 _LONGEST_WAIT: Final = 5.0

@@ -50,7 +50,7 @@ _CONSUMER: Final[dict[str, str | int | bool]] = {
     "queued.max.messages.kbytes": 8 * 1024,
     "queued.min.messages": 2_000,
     "fetch.max.bytes": 1024 * 1024,
-    "fetch.message.max.bytes": 128 * 1024,  # compressed: what a partition yields at once may be many times that
+    "fetch.message.max.bytes": 64 * 1024,  # compressed: what a partition yields at once may be many times that
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 10,  # a partition whose queue was full would rest for a second, with the queue long empty
 }
