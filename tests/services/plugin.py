@@ -7,6 +7,7 @@ names of its own.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -102,6 +103,12 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         if name in asked:
             with suppress(pytest.fail.Exception):
                 service.shared()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let processes begin as a user begins them where a test is about them as a whole; elsewhere it is their work."""
+    Process.forked = sys.platform == "linux" and "e2e" not in item.path.parts
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,6 +23,7 @@ import pytest
 
 from connector.demo.embedded import spawn
 from tests.services.kafka import Kafka
+from tests.services.nursery import Forked
 from tests.services.postgres import Database
 
 _CHECKOUT = Path(__file__).parents[2]
@@ -67,12 +68,17 @@ class Process:
     """
 
     started: ClassVar[list[Process]] = []
+    forked: ClassVar[bool] = False
+    """Whether those to come are forked from a process that has the imports of a start behind it.
+
+    Not where they find more to import than we do.
+    """
 
     def __init__(self, command: str, *arguments: str, env: Mapping[str, str]) -> None:
         self.name = " ".join(["connector", command, *arguments])
         self._arguments = [command, *arguments]
         self._env = dict(env)
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._popen: subprocess.Popen[bytes] | Forked | None = None
         self._changed = threading.Condition()
         self._streams: dict[str, deque[str]] = {n: deque(maxlen=_KEPT_LINES) for n in ("stdout", "stderr")}
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_LINES)
@@ -81,12 +87,17 @@ class Process:
     def start(self) -> Self:
         """Start it; returns at once."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        self._popen = spawn(
-            [sys.executable, "-m", "connector", *self._arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**kept, "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(_CHECKOUT), **self._env},
-            cwd=Path("/"),
+        env = {**kept, "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(_CHECKOUT), **self._env}
+        self._popen = (
+            Forked(self._arguments, env=env, cwd=Path("/"))
+            if Process.forked and "PYTHONPATH" not in self._env
+            else spawn(
+                [sys.executable, "-m", "connector", *self._arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                cwd=Path("/"),
+            )
         )
         for name, stream in (("stdout", self._popen.stdout), ("stderr", self._popen.stderr)):
             if stream is not None:
@@ -205,7 +216,7 @@ class Process:
         while cls.started:
             cls.started.pop().kill()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[bytes] | Forked:
         if self._popen is None:
             raise RuntimeError(f"{self.name} was not started")
         return self._popen
