@@ -198,7 +198,7 @@ BREACHES = (
         "connector/kafka/clients.py",
         '    "queued.max.messages.kbytes": 8 * 1024,\n    "queued.min.messages": 2_000,\n'
         '    "fetch.max.bytes": 1024 * 1024,\n'
-        '    "fetch.message.max.bytes": 128 * 1024,',
+        '    "fetch.message.max.bytes": 64 * 1024,',
         "",
         "test_a_sink_that_the_database_keeps_waiting_takes_little_from_kafka",
     ),

@@ -100,4 +100,8 @@ def _run(arguments: list[str], env: dict[str, str], cwd: str, stdout: Connection
 
     from connector.cli import main  # noqa: PLC0415 - the tests' own process need not have it
 
-    main(arguments)
+    try:
+        main(arguments)
+    except Exception as error:  # noqa: BLE001 - as an interpreter ends with whatever nobody has caught
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(1)
