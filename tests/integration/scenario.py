@@ -39,11 +39,14 @@ def set_up(env: Mapping[str, str]) -> list[str]:
 
 
 def enqueue(connection: Connection, topic: str, key: str, *numbers: int, due_in: float | None = None) -> list[int]:
-    """Insert one row for each number, in one statement, with the number in its payload; return the ids."""
+    """Insert one row for each number, in one statement, with the number in its payload; return the ids.
+
+    All of them fall due at the same moment.
+    """
     records = connection.execute(
         f"insert into {OUTBOX} (biz_type, topic, message_key, payload, next_retry_at)"
         " select 'chat_history_persist', %s, %s, jsonb_build_object('number', n),"
-        "        clock_timestamp() + %s::float * interval '1 second'"
+        "        statement_timestamp() + %s::float * interval '1 second'"
         "   from unnest(%s::int[]) as n returning id",
         [topic, key, due_in, list(numbers)],
     )
