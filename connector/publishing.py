@@ -147,27 +147,21 @@ class Publishing:
         self._metrics = metrics
         self._on_error = on_error
         self._on_answered = on_answered
+        self._begin()
+
+    def _begin(self) -> None:
         self._broken: str | None = None
         self.in_flight = 0
         self._bytes_in_flight = 0
         self._refused: list[Lot] = []
         self._drain_until = 0.0
-        self._publisher = self._new_publisher()
-
-    def _new_publisher(self) -> Publisher:
-        publisher = Publisher(self._kafka, self._admin, sorted(self._topics), self._on_error, self._wary_of)
-        _log.info("producer_ready", batch_bytes=publisher.batch_size)
-        return publisher
+        self._publisher = Publisher(self._kafka, self._admin, sorted(self._topics), self._on_error, self._wary_of)
+        _log.info("producer_ready", batch_bytes=self._publisher.batch_size)
 
     def replace(self) -> None:
         """Throw away what is in flight and begin with a new producer."""
         self._publisher.abandon()
-        self._broken = None
-        self.in_flight = 0
-        self._bytes_in_flight = 0
-        self._refused = []
-        self._drain_until = 0.0
-        self._publisher = self._new_publisher()
+        self._begin()
 
     def pace(self, *, backlog: bool) -> None:
         """Let messages wait a moment for others while there is a backlog, and go at once while there is none.
