@@ -34,7 +34,7 @@ from connector.outbox import Failure, OutboxRow
 if TYPE_CHECKING:
     from connector.observability.metrics import ReaderMetrics
 
-MOST_IN_FLIGHT: Final = 12_000
+MOST_IN_FLIGHT: Final = 8_000
 MOST_BYTES_IN_FLIGHT: Final = 24 * 1024 * 1024
 _ROWS_PER_LOT: Final = 2_500
 _BYTES_PER_LOT: Final = 1024 * 1024
