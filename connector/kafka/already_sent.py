@@ -23,6 +23,8 @@ _ANSWER_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 3.0
 # What was read and not asked for yet: about 20 MB.
 _MOST_KEPT: Final = 100_000
+# Others may write to the topic all the while.
+_MOST_LOOKS: Final = 10
 # The clocks of two machines differ a little.
 _MARGIN_SECONDS: Final = 1.0
 
@@ -66,8 +68,14 @@ class AlreadySent:
             state = admin.topics(_ANSWER_SECONDS).get(topic)
             partitions = [(topic, number) for number in range(0 if state is None else state.partitions)]
             ranges = admin.log_ranges(partitions, _ANSWER_SECONDS)
-            first = admin.offsets_at(ranges, self._since, _ANSWER_SECONDS)
-            yield from scan.messages({partition: (first[partition], ranges[partition][1]) for partition in ranges})
+            reached = admin.offsets_at(ranges, self._since, _ANSWER_SECONDS)
+            for _ in range(_MOST_LOOKS):
+                ends = {partition: end for partition, (_, end) in ranges.items()}
+                if ends == reached:
+                    return
+                yield from scan.messages({partition: (reached[partition], ends[partition]) for partition in ends})
+                # A broker may still have been at work on what was sent last when it was asked where the log ends.
+                reached, ranges = ends, admin.log_ranges(partitions, _ANSWER_SECONDS)
         except (KafkaException, ServiceUnavailable) as error:
             _log.info("sent_not_looked_for", topic=topic, error=str(error))
         finally:

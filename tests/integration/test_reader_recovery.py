@@ -11,13 +11,17 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from psycopg import sql
 
 from connector.cli.composition import reader_options
+from connector.envelope import encode_envelope
+from connector.kafka import AlreadySent
+from connector.kafka import Kafka as Clients
 from connector.observability.health import Health
 from connector.observability.metrics import ReaderMetrics
-from connector.outbox import WAKE_PREFIX, OutboxRow, Table
+from connector.outbox import WAKE_PREFIX, Fence, OutboxRow, Table
 from connector.publishing import MOST_IN_FLIGHT
 from connector.reader import Reader
 from connector.replication import FEEDBACK_SECONDS, SENDER_TIMEOUT_SECONDS, ReplicationConnection
@@ -599,6 +603,20 @@ def test_what_a_reader_has_sent_before_it_crashed_is_not_sent_again(
     assert sent
     if point != "lsn_recorded":
         assert reader.wait_for_log("not_sent_twice")["messages"] == len(sent)
+
+
+@pytest.mark.usefixtures("complete_kafka")
+def test_what_reaches_kafka_only_while_it_is_looked_for_is_found(kafka: Kafka, topic: str) -> None:
+    """A broker may still be at work on what a reader sent before it was killed: its log is followed as it grows."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    first, later, never = (OutboxRow(Fence(n, 0, 0, None), "chat", topic, b"key", b"{}", None) for n in (1, 2, 3))
+    sent = AlreadySent(Clients(kafka.bootstrap_servers, {}), "a group", time.time())
+    for row in (first, later):
+        producer.produce(topic, encode_envelope(row), row.key)
+        assert producer.flush(20) == 0
+        assert sent.has(row)
+    assert not sent.has(never)
+    sent.close()
 
 
 def test_a_row_that_is_due_after_a_crash_is_sent_though_a_copy_of_it_is_in_kafka(
