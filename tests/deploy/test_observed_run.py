@@ -102,11 +102,14 @@ class Run:
         self.prometheus.await_firing(
             "OutboxDeadRows", "OutboxDeadLetters", "OutboxRowsMissing", "OutboxRetriesStorm", "OutboxHeldLong"
         )
-        # In the order in which the sink locks them.
-        self.connection.execute(
-            f"with refused as (select id from {OUTBOX} where payload->>'message_content' = 'refused'"
-            " order by id for update)"
-            f" update {OUTBOX} as o set created_at = now() - interval '2 hours' from refused where o.id = refused.id"
+        # Whoever changes many rows by hand may collide with the pipeline, and does it again.
+        eventually(
+            lambda: self.connection.execute(
+                f"update {OUTBOX} set created_at = now() - interval '2 hours'"
+                " where payload->>'message_content' = 'refused'"
+            ),
+            what="the update",
+            ignoring=(psycopg.errors.DeadlockDetected,),
         )
         self.prometheus.await_firing("OutboxMessagesStuck")
         self.connection.execute("alter table chat_histories drop constraint refused")
