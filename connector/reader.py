@@ -313,7 +313,8 @@ class Reader:
             books.record_progress(progress.confirmed_lsn, time.time(), self._system.timeline)
         elif not self._stream.received_lsn:
             options = self._options
-            self._stream.recall(AlreadySent(options.kafka, options.group_id, progress.published_since))
+            admin = self._reachability.admin
+            self._stream.recall(AlreadySent(options.kafka, admin, options.group_id, progress.published_since))
 
     def _require_publication(self, books: Bookkeeping) -> None:
         """Make sure that the publication sends what we need.

@@ -222,9 +222,10 @@ def _seconds(text: str) -> float:
 
 
 def _some_seconds(text: str) -> float:
-    if not _seconds(text):
+    seconds = _seconds(text)
+    if not seconds:
         raise ValueError("is out of range")
-    return _seconds(text)
+    return seconds
 
 
 _A_CONNINFO = "a libpq URI or DSN, for example postgresql://connector@db.example/app"

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException, Message
 
 from connector.envelope import encode_envelope, outbox_id_of
 from connector.errors import ServiceUnavailable
+from connector.kafka.admin import Admin
 from connector.kafka.clients import Kafka
 from connector.kafka.log_scan import LogScan
 from connector.observability.logs import get_logger
@@ -34,12 +35,13 @@ _log = get_logger("kafka")
 class AlreadySent:
     """What the topics hold since a time, asked for in about the order in which it was sent."""
 
-    def __init__(self, kafka: Kafka, group_id: str, since: float) -> None:
+    def __init__(self, kafka: Kafka, admin: Admin, group_id: str, since: float) -> None:
         """Look for nothing yet; `since` is in seconds since 1970, by the producer's clock.
 
         `group_id` is only what librdkafka insists on: nothing is subscribed to, and nothing committed.
         """
         self._kafka = kafka
+        self._admin = admin
         self._group_id = group_id
         self._since = since - _MARGIN_SECONDS
         self._logs: dict[str, _Log] = {}
@@ -64,7 +66,7 @@ class AlreadySent:
     def _messages(self, topic: str) -> Iterator[list[Message]]:
         scan = LogScan(self._kafka, self._group_id, silence_seconds=_SILENCE_SECONDS)
         try:
-            admin = self._kafka.admin()
+            admin = self._admin
             state = admin.topics(_ANSWER_SECONDS).get(topic)
             partitions = [(topic, number) for number in range(0 if state is None else state.partitions)]
             ranges = admin.log_ranges(partitions, _ANSWER_SECONDS)

@@ -610,7 +610,8 @@ def test_what_reaches_kafka_only_while_it_is_looked_for_is_found(kafka: Kafka, t
     """A broker may still be at work on what a reader sent before it was killed: its log is followed as it grows."""
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
     first, later, never = (OutboxRow(Fence(n, 0, 0, None), "chat", topic, b"key", b"{}", None) for n in (1, 2, 3))
-    sent = AlreadySent(Clients(kafka.bootstrap_servers, {}), "a group", time.time())
+    clients = Clients(kafka.bootstrap_servers, {})
+    sent = AlreadySent(clients, clients.admin(), "a group", time.time())
     for row in (first, later):
         producer.produce(topic, encode_envelope(row), row.key)
         assert producer.flush(20) == 0
