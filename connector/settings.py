@@ -131,7 +131,7 @@ def _conninfo(text: str) -> str:
     parameters = _libpq_parameters(text) if text else {}
     # libpq would take the rest of such a password for a host or a port, and show it in its errors.
     after_user = re.sub(r"^\w+://[^@/]*@", "", text.partition("?")[0])
-    if "://" in text and "@" in after_user:
+    if re.match(r"\w+://", text) and "@" in after_user:
         raise ValueError("has an @ too many; in a password write @ as %40 and / as %2F")
     if not re.fullmatch(r"[\d,\s]*", parameters.get("port", "")):
         raise ValueError("has a port that is no number; in a password write @ as %40 and / as %2F")
