@@ -2,7 +2,7 @@
 
 Rows are read again in the order in which they were sent, so the log is read beside them, no further than they need.
 Whatever keeps a copy from being found (a bound, a time-out, a permission that is missing) costs a second copy, no more:
-a message counts as sent where one of its id is there with the same key and the same value.
+a message counts as sent where one is there with the same key and the same value, which holds its id.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from confluent_kafka import KafkaException, Message
 
-from connector.envelope import encode_envelope, outbox_id_of
+from connector.envelope import encode_envelope
 from connector.errors import ServiceUnavailable
 from connector.kafka.admin import Admin
 from connector.kafka.clients import Kafka
@@ -22,8 +22,9 @@ from connector.outbox import OutboxRow
 
 _ANSWER_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 3.0
-# What was read and not asked for yet: about 20 MB.
-_MOST_KEPT: Final = 100_000
+# What was read and not asked for yet: about 35 MB. It begins up to a second before the first row that is asked for, and
+# a consumer may be far ahead in one partition while it is behind in another.
+_MOST_KEPT: Final = 500_000
 # Others may write to the topic all the while.
 _MOST_LOOKS: Final = 10
 # The clocks of two machines differ a little.
@@ -52,7 +53,7 @@ class AlreadySent:
         log = self._logs.get(row.topic)
         if log is None:
             log = self._logs[row.topic] = _Log(self._messages(row.topic))
-        there = log.take(row.fence.outbox_id) == hash((row.key, encode_envelope(row)))
+        there = log.take(hash((row.key, encode_envelope(row))))
         self._found += there
         return there
 
@@ -85,24 +86,21 @@ class AlreadySent:
 
 
 class _Log:
-    """One topic's messages, by their outbox id, as far as they were read."""
+    """One topic's messages, by the hash of their key and value, as far as they were read."""
 
     def __init__(self, messages: Iterator[list[Message]]) -> None:
         self._messages = messages
-        self._read: dict[int, int] = {}
+        self._read: set[int] = set()
 
-    def take(self, outbox_id: int) -> int | None:
-        """Return the hash of a message's key and value, once; read on until it is found."""
-        while (found := self._read.pop(outbox_id, None)) is None and len(self._read) < _MOST_KEPT:
-            messages = next(self._messages, None)
+    def take(self, wanted: int) -> bool:
+        """Tell whether a message is there, once; read on until it is found."""
+        while wanted not in self._read:
+            messages = next(self._messages, None) if len(self._read) < _MOST_KEPT else None
             if messages is None:
-                return None
-            for message in messages:
-                value = message.value()
-                known = outbox_id_of(value)
-                if known is not None:
-                    self._read[known] = hash((message.key() or b"", value))
-        return found
+                return False
+            self._read.update(hash((message.key() or b"", message.value())) for message in messages)
+        self._read.remove(wanted)
+        return True
 
     def close(self) -> None:
         if hasattr(self._messages, "close"):

@@ -130,6 +130,9 @@ class Kafka(NamedTuple):
             "group.id": group_id,
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            # As much as a batch of ours, and room for one of every partition: it reads them side by side.
+            "fetch.message.max.bytes": 256 * 1024,
+            "fetch.max.bytes": 8 * 1024 * 1024,
         }
         configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
         configuration["error_cb"] = on_error

@@ -620,6 +620,20 @@ def test_what_reaches_kafka_only_while_it_is_looked_for_is_found(kafka: Kafka, t
     sent.close()
 
 
+@pytest.mark.usefixtures("complete_kafka")
+def test_what_was_sent_is_found_behind_much_that_is_not_asked_for(kafka: Kafka, topic: str) -> None:
+    """Of a partition that is read ahead of the others, and of what was sent before the first row that comes again."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "queue.buffering.max.messages": 200_000})
+    for number in range(1, 120_001):
+        row = OutboxRow(Fence(number, 0, 0, None), "chat", topic, b"key", b"{}", None)
+        producer.produce(topic, encode_envelope(row), row.key)
+    assert producer.flush(20) == 0
+    clients = Clients(kafka.bootstrap_servers, {})
+    sent = AlreadySent(clients, clients.admin(), "a group", time.time() - 20)
+    assert sent.has(row)
+    sent.close()
+
+
 def test_a_row_that_is_due_after_a_crash_is_sent_though_a_copy_of_it_is_in_kafka(
     app: Connection, connector: Start, tap: Tap, topic: str
 ) -> None:
