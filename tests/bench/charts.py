@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from tests.bench import limits
+from tests.bench import bare_loop, limits
 from tests.bench.parts import growth, idle, latency, reading, storing
 from tests.bench.peers import debezium, jdbc_sink, poller
 from tests.bench.results import Figure, Results
@@ -126,7 +126,7 @@ def _panel(results: Results, panel: Panel, rows: Sequence[tuple[str, list[float]
 
 
 def _kind(contender: str) -> str:
-    if contender in {limits.READING, limits.PRODUCING, limits.STORING}:
+    if contender in {limits.READING, limits.PRODUCING, limits.STORING, bare_loop.NAME}:
         return "limit"
     return "peer" if contender in _PEERS else "ours"
 

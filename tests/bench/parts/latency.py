@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Final
 
+from tests.bench import bare_loop
 from tests.bench.arena import HISTORY, Arena, Rows, messages_in
 from tests.bench.bench import Bench
 from tests.bench.contenders import OUR_READER, OUR_SINK, READERS, Start
@@ -25,7 +26,7 @@ def to_history(rate: int) -> str:
 
 
 def measure(bench: Bench) -> None:
-    """Let each reader that keeps up do it once, and then our reader and our sink together."""
+    """Let each reader that keeps up do it once, and a bare loop, and then our reader and our sink together."""
     for rate in RATES:
         for reader in READERS:
             if bench.takes_part(reader.name) and rate <= (reader.most_a_second or rate):
@@ -33,6 +34,9 @@ def measure(bench: Bench) -> None:
                 with bench.arena() as place:
                     figures = figures_of(bench, place, [reader.start_for_latency], rate, warm_up)
                     bench.add(to_kafka(rate), reader.name, figures)
+        with bench.arena() as place:
+            figures = figures_of(bench, place, [bare_loop.start], rate, bench.sizes.warm_up_rows)
+            bench.add(to_kafka(rate), bare_loop.NAME, figures)
     for rate in RATES:
         with bench.arena() as place:
             both = [OUR_SINK.start, OUR_READER.start]
