@@ -449,9 +449,9 @@ def _url_passwords(text: str) -> Iterator[str]:
         yield from (password, unquote(password))
 
 
-def _variable(field: str) -> str:
+def _variable(name: str) -> str:
     # The pod's name is what Kubernetes can offer by that name; what Kafka makes of it is a member's identity.
-    return _PREFIX + ("POD_NAME" if field == "group_instance_id" else field.upper())
+    return _PREFIX + ("POD_NAME" if name == "group_instance_id" else name.upper())
 
 
 _FIELDS = {
