@@ -13,7 +13,7 @@ from typing import Final
 from confluent_kafka import KafkaException, Message
 
 from connector.envelope import encode_envelope
-from connector.errors import ServiceUnavailable
+from connector.errors import ConfigurationError, ServiceUnavailable
 from connector.kafka.admin import Admin
 from connector.kafka.clients import Kafka
 from connector.kafka.log_scan import LogScan
@@ -79,7 +79,7 @@ class AlreadySent:
                 yield from scan.messages({partition: (reached[partition], ends[partition]) for partition in ends})
                 # A broker may still have been at work on what was sent last when it was asked where the log ends.
                 reached, ranges = ends, admin.log_ranges(partitions, _ANSWER_SECONDS)
-        except (KafkaException, ServiceUnavailable) as error:
+        except (KafkaException, ServiceUnavailable, ConfigurationError) as error:
             _log.info("sent_not_looked_for", topic=topic, error=str(error))
         finally:
             scan.close()

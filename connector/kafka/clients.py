@@ -41,7 +41,7 @@ _TRANSACTIONS: Final[dict[str, str | int | bool]] = {
     "message.timeout.ms": _TRANSACTION_SECONDS * 1_000,
     "socket.timeout.ms": _TRANSACTION_SECONDS * 1_000 - 1_000,
 }
-_CONSUMER: Final[dict[str, str | int | bool]] = {
+CONSUMER_DEFAULTS: Final[dict[str, str | int | bool]] = {
     "enable.auto.offset.store": False,
     "enable.auto.commit": True,
     "auto.commit.interval.ms": 1_000,
@@ -54,7 +54,15 @@ _CONSUMER: Final[dict[str, str | int | bool]] = {
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 10,  # a partition whose queue was full would rest for a second, with the queue long empty
 }
-_CLIENT: Final[dict[str, str | int | bool]] = {
+LOG_READER_DEFAULTS: Final[dict[str, str | int | bool]] = {
+    **CONSUMER_DEFAULTS,
+    "enable.auto.commit": False,
+    "enable.partition.eof": True,
+    # As much as a batch of ours, and room for one of every partition: it reads them side by side.
+    "fetch.message.max.bytes": 256 * 1024,
+    "fetch.max.bytes": 8 * 1024 * 1024,
+}
+CLIENT_DEFAULTS: Final[dict[str, str | int | bool]] = {
     "client.id": "outbox-connector",
     "socket.keepalive.enable": True,
     "socket.connection.setup.timeout.ms": 10_000,
@@ -75,7 +83,7 @@ class Kafka(NamedTuple):
     def _configuration(
         self, *layers: Mapping[str, str | int | bool], log: logging.Logger | None = None
     ) -> dict[str, Any]:
-        merged: dict[str, Any] = {**_CLIENT, "bootstrap.servers": self.bootstrap_servers}
+        merged: dict[str, Any] = {**CLIENT_DEFAULTS, "bootstrap.servers": self.bootstrap_servers}
         for layer in layers:
             merged.update(layer)
         merged["logger"] = log or logging.getLogger("librdkafka")
@@ -113,7 +121,7 @@ class Kafka(NamedTuple):
         own: dict[str, str | int | bool] = {"group.id": group_id}
         if instance_id:
             own["group.instance.id"] = instance_id
-        configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
+        configuration = for_consumers(self._configuration(CONSUMER_DEFAULTS, own, self.options, self.consumer_options))
         configuration.update(error_cb=on_error, on_commit=on_commit)
         # Whatever the environment says, and by either name: what is stored is committed.
         configuration["enable.auto.commit"] = True
@@ -126,15 +134,9 @@ class Kafka(NamedTuple):
         Raises:
             ConfigurationError: librdkafka refuses an option.
         """
-        own: dict[str, str | int | bool] = {
-            "group.id": group_id,
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            # As much as a batch of ours, and room for one of every partition: it reads them side by side.
-            "fetch.message.max.bytes": 256 * 1024,
-            "fetch.max.bytes": 8 * 1024 * 1024,
-        }
-        configuration = self._configuration(_CONSUMER, own, self.options, self.consumer_options)
+        own: dict[str, str | int | bool] = {"group.id": group_id}
+        configuration = self._configuration(LOG_READER_DEFAULTS, own, self.options, self.consumer_options)
+        configuration = for_consumers(configuration)
         configuration["error_cb"] = on_error
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
 
@@ -148,6 +150,17 @@ class Kafka(NamedTuple):
         troubles: deque[KafkaError] = deque(maxlen=8)
         configuration["error_cb"] = troubles.append
         return Admin(_made("CONNECTOR_KAFKA_*", AdminClient, configuration), troubles)
+
+
+def for_consumers(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a producer may send, where librdkafka would not have a consumer that fetches less at once.
+
+    A message of any size is read all the same.
+    """
+    most = configuration.get("message.max.bytes", 0)
+    if int(most) <= int(configuration.get("fetch.max.bytes", most)):
+        return configuration
+    return {name: value for name, value in configuration.items() if name != "message.max.bytes"}
 
 
 def _made(variables: str, client: Callable[[dict[str, Any]], T], configuration: dict[str, Any]) -> T:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
-from connector.kafka.clients import PRODUCER_DEFAULTS
+from connector.kafka.clients import CLIENT_DEFAULTS, LOG_READER_DEFAULTS, PRODUCER_DEFAULTS, for_consumers
 from connector.kafka.tokens import TOKEN_FILE, for_librdkafka, unreadable_token, without_mechanism
 
 _SIDES: Final[Mapping[str, type[Producer | Consumer]]] = {
@@ -84,21 +84,34 @@ def option_problems(
                 found = True
                 yield prefix + name.upper().replace(".", "_"), problem
     if not found:
-        for prefix, options in (("CONNECTOR_PRODUCER_", producer), ("CONNECTOR_CONSUMER_", consumer)):
-            problem = _refusal(_SIDES[prefix], {**kafka, **options}, alone=False)
+        for prefix, options, ours in (
+            ("CONNECTOR_PRODUCER_", producer, PRODUCER_DEFAULTS),
+            ("CONNECTOR_CONSUMER_", consumer, LOG_READER_DEFAULTS),
+        ):
+            problem = _refusal(_SIDES[prefix], {**kafka, **options}, alone=False, beneath={**CLIENT_DEFAULTS, **ours})
             if problem:
                 yield ("CONNECTOR_KAFKA_*" if kafka else f"{prefix}*"), problem
                 return
 
 
-def _refusal(client: type[Producer | Consumer], options: Mapping[str, str], *, alone: bool) -> str | None:
-    """Return why librdkafka refuses options, or None; `alone`, an option that only lacks its companions is fine."""
+def _refusal(
+    client: type[Producer | Consumer],
+    options: Mapping[str, str],
+    *,
+    alone: bool,
+    beneath: Mapping[str, str | int | bool] = {},
+) -> str | None:
+    """Return why librdkafka refuses options, or None; `alone`, an option that only lacks its companions is fine.
+
+    `beneath` is what holds where the options say nothing.
+    """
     if TOKEN_FILE in options:
         problem = unreadable_token(options[TOKEN_FILE]) if alone else without_mechanism(options)
         if alone or problem:
             return problem
     try:
-        client(for_librdkafka({"group.id": "check", "log_level": 0, **options, "logger": _silent()}))
+        configuration = {**beneath, "group.id": "check", "log_level": 0, **options, "logger": _silent()}
+        client(for_librdkafka(for_consumers(configuration) if client is Consumer else configuration))
     except KafkaException as error:
         text = str(error.args[0].str()).strip()
     except (TypeError, ValueError, AttributeError) as error:

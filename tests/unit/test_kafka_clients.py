@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from connector.kafka import Publisher, clients
 from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
+from connector.kafka.options import option_problems
 
 KAFKA = Kafka("127.0.0.1:1", {})
 
@@ -26,13 +27,29 @@ def test_whatever_the_settings_say_a_transaction_has_its_own_times() -> None:
 
 def test_the_consumer_moves_no_offset_by_itself_and_keeps_little() -> None:
     """Offsets are stored by the sink alone; what is fetched in advance is a few megabytes."""
-    configuration = KAFKA._configuration(clients._CONSUMER)
+    configuration = KAFKA._configuration(clients.CONSUMER_DEFAULTS)
     assert configuration["enable.auto.offset.store"] is False
     assert configuration["enable.auto.commit"] is True
     assert configuration["auto.offset.reset"] == "earliest"
     assert configuration["partition.assignment.strategy"] == "cooperative-sticky"
     assert configuration["queued.max.messages.kbytes"] <= 16 * 1024
     assert configuration["fetch.max.bytes"] <= 4 * 1024 * 1024
+
+
+def test_what_a_producer_may_send_keeps_no_consumer_from_being_made() -> None:
+    """It is a limit of producers, which librdkafka compares with what a consumer fetches at once; ours fetch little."""
+    for options, consumer_options in (({"message.max.bytes": "20000000"}, {}), ({}, {"message.max.bytes": "20000000"})):
+        assert not list(option_problems(options, {}, consumer_options))
+        kafka = Kafka("127.0.0.1:1", options, {}, consumer_options)
+        kafka.consumer("group", None, lambda _: None, lambda *_: None).close()
+
+
+def test_options_are_judged_together_with_what_holds_beneath_them() -> None:
+    """Who allows answers of a megabyte cannot have what we fetch at once; it is said before anything is connected."""
+    ((variable, problem),) = option_problems({"receive.message.max.bytes": "1000000"}, {}, {})
+    assert variable == "CONNECTOR_KAFKA_*"
+    assert "fetch.max.bytes" in problem
+    assert not list(option_problems({"receive.message.max.bytes": "10000000"}, {}, {}))
 
 
 def test_messages_wait_for_each_other_as_the_settings_say() -> None:
