@@ -89,6 +89,11 @@ class Kafka(NamedTuple):
         merged["logger"] = log or logging.getLogger("librdkafka")
         return for_librdkafka(merged)
 
+    def _consuming(
+        self, defaults: Mapping[str, str | int | bool], own: Mapping[str, str | int | bool]
+    ) -> dict[str, Any]:
+        return for_consumers(self._configuration(defaults, own, self.options, self.consumer_options))
+
     def producer(self, on_error: Callable[[KafkaError], None], transactional_id: str | None = None) -> Producer:
         """Make a producer; `on_error` hears of trouble with the brokers from within `poll`.
 
@@ -121,7 +126,7 @@ class Kafka(NamedTuple):
         own: dict[str, str | int | bool] = {"group.id": group_id}
         if instance_id:
             own["group.instance.id"] = instance_id
-        configuration = for_consumers(self._configuration(CONSUMER_DEFAULTS, own, self.options, self.consumer_options))
+        configuration = self._consuming(CONSUMER_DEFAULTS, own)
         configuration.update(error_cb=on_error, on_commit=on_commit)
         # Whatever the environment says, and by either name: what is stored is committed.
         configuration["enable.auto.commit"] = True
@@ -134,9 +139,7 @@ class Kafka(NamedTuple):
         Raises:
             ConfigurationError: librdkafka refuses an option.
         """
-        own: dict[str, str | int | bool] = {"group.id": group_id}
-        configuration = self._configuration(LOG_READER_DEFAULTS, own, self.options, self.consumer_options)
-        configuration = for_consumers(configuration)
+        configuration = self._consuming(LOG_READER_DEFAULTS, {"group.id": group_id})
         configuration["error_cb"] = on_error
         return _made("CONNECTOR_KAFKA_* or CONNECTOR_CONSUMER_*", Consumer, configuration)
 
