@@ -78,6 +78,8 @@ class Arena:
     topic: str
     env: Mapping[str, str]
     directory: Path
+    looking: psycopg.Connection[Any]
+    """What `ask` asks over: a new connection for each look would take a part of the cores from whoever is measured."""
 
     @property
     def slot(self) -> str:
@@ -99,8 +101,7 @@ class Arena:
 
     def ask(self, query: str) -> Any:
         """Return the only value that a query has for an answer."""
-        with self.database.connect() as connection:
-            record = connection.execute(query.encode()).fetchone()
+        record = self.looking.execute(query.encode()).fetchone()
         assert record is not None
         return record[0]
 
@@ -112,11 +113,12 @@ def arena(postgres: Postgres, kafka: Kafka, *, already: Rows | None = None) -> I
         postgres.database() as database,
         kafka.topic(PARTITIONS, _TOPIC) as topic,
         scratch_directory() as directory,
+        database.connect(prepare_threshold=None) as looking,
     ):
         env = {n: v for n, v in environment(database, kafka, topic).items() if not n.startswith("CONNECTOR_CONSUMER_")}
         # The defaults of the connector are what is measured.
         del env["CONNECTOR_SHUTDOWN_SECONDS"], env["CONNECTOR_START_DEADLINE_SECONDS"]
-        place = Arena(database, kafka, topic, env, directory)
+        place = Arena(database, kafka, topic, env, directory, looking)
         run("setup", env)
         with database.connect() as connection:
             if already is not None:

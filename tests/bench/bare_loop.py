@@ -7,9 +7,7 @@ What it takes from a commit to a consumer is what PostgreSQL, Kafka and the turn
 from __future__ import annotations
 
 import os
-import sys
 import time
-from pathlib import Path
 from typing import Final
 
 from confluent_kafka import Producer
@@ -22,17 +20,16 @@ from connector.wire.frames import XLogData, decode_frame
 from connector.wire.pgoutput import Insert, Relation, decode
 from tests.bench.arena import Arena, Running
 from tests.bench.child import Child
+from tests.bench.limits import PRODUCER
 
 NAME: Final = "limit: a bare loop"
 _FEEDBACK_SECONDS: Final = 3.0
 _WAIT_SECONDS: Final = 0.05
-_CHECKOUT: Final = Path(__file__).parents[2]
 
 
 def start(place: Arena) -> Running:
     """Start it on the arena's slot."""
-    env = {**place.env, "PYTHONPATH": str(_CHECKOUT), "PATH": os.environ.get("PATH", os.defpath)}
-    return Child("bare loop", [sys.executable, "-m", "tests.bench.bare_loop"], place.directory, env).start()
+    return Child.of_module("bare loop", "tests.bench.bare_loop", folder=place.directory, env=place.env).start()
 
 
 def run() -> None:
@@ -40,14 +37,7 @@ def run() -> None:
     env = os.environ
     replication = ReplicationConnection.open(env["CONNECTOR_DATABASE_URL"])
     replication.start(env["CONNECTOR_SLOT_NAME"], env["CONNECTOR_PUBLICATION_NAME"], 0)
-    producer = Producer(
-        {
-            "bootstrap.servers": env["CONNECTOR_KAFKA_BOOTSTRAP_SERVERS"],
-            "enable.idempotence": True,
-            "linger.ms": 0,
-            "compression.type": "lz4",
-        }
-    )
+    producer = Producer({**PRODUCER, "linger.ms": 0, "bootstrap.servers": env["CONNECTOR_KAFKA_BOOTSTRAP_SERVERS"]})
     decoders: dict[int, RowDecoder] = {}
     feedback_at = 0.0
     while True:

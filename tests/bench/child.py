@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
@@ -11,6 +13,7 @@ from typing import Final, Self
 from connector.demo.embedded import spawn
 
 _STOP_SECONDS: Final = 20.0
+_CHECKOUT: Final = Path(__file__).parents[2]
 
 
 class Child:
@@ -22,6 +25,12 @@ class Child:
         self._folder = folder
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def of_module(cls, name: str, module: str, *arguments: str, folder: Path, env: Mapping[str, str]) -> Self:
+        """Make one of a module of this checkout, in our own interpreter."""
+        env = {**env, "PYTHONPATH": str(_CHECKOUT), "PATH": os.environ.get("PATH", os.defpath)}
+        return cls(name, [sys.executable, "-m", module, *arguments], folder, env)
 
     def start(self) -> Self:
         """Start it; returns at once."""

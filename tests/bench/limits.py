@@ -23,7 +23,7 @@ READING: Final = "limit: pg_recvlogical"
 PRODUCING: Final = "limit: librdkafka"
 STORING: Final = "limit: COPY, UPDATE"
 
-_PRODUCER: Final[dict[str, str | int | bool]] = {
+PRODUCER: Final[dict[str, str | int | bool]] = {
     "enable.idempotence": True,
     "acks": "all",
     "linger.ms": 5,
@@ -102,7 +102,7 @@ def messages(place: Arena, encode: Encode = encode_envelope) -> Iterator[tuple[b
 
 def produce(place: Arena, rows: Iterator[tuple[bytes, bytes]]) -> None:
     """Produce messages as fast as librdkafka takes them from Python; return when each has arrived."""
-    producer = Producer({**_PRODUCER, "bootstrap.servers": place.kafka.bootstrap_servers})
+    producer = Producer({**PRODUCER, "bootstrap.servers": place.kafka.bootstrap_servers})
     failed: list[Any] = []
 
     def delivered(error: Any, _: Any) -> None:
@@ -126,7 +126,7 @@ def produce(place: Arena, rows: Iterator[tuple[bytes, bytes]]) -> None:
 
 def pass_one_by_one(place: Arena, rows: Iterator[tuple[bytes, bytes]]) -> None:
     """Produce messages one at a time, each read again before the next one."""
-    producer = Producer({**_PRODUCER, "linger.ms": 0, "bootstrap.servers": place.kafka.bootstrap_servers})
+    producer = Producer({**PRODUCER, "linger.ms": 0, "bootstrap.servers": place.kafka.bootstrap_servers})
     consumer = Consumer(consumer_options(place))
     ends = ends_of(place.kafka.admin(), place.topic)
     consumer.assign([TopicPartition(place.topic, number, end) for number, end in enumerate(ends)])

@@ -605,11 +605,15 @@ def test_what_a_reader_has_sent_before_it_crashed_is_not_sent_again(
         assert reader.wait_for_log("not_sent_twice")["messages"] == len(sent)
 
 
+def _row(topic: str, outbox_id: int) -> OutboxRow:
+    return OutboxRow(Fence(outbox_id, 0, 0, None), "chat", topic, b"key", b"{}", None)
+
+
 @pytest.mark.usefixtures("complete_kafka")
 def test_what_reaches_kafka_only_while_it_is_looked_for_is_found(kafka: Kafka, topic: str) -> None:
     """A broker may still be at work on what a reader sent before it was killed: its log is followed as it grows."""
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
-    first, later, never = (OutboxRow(Fence(n, 0, 0, None), "chat", topic, b"key", b"{}", None) for n in (1, 2, 3))
+    first, later, never = (_row(topic, number) for number in (1, 2, 3))
     clients = Clients(kafka.bootstrap_servers, {})
     sent = AlreadySent(clients, clients.admin(), "a group", time.time())
     for row in (first, later):
@@ -625,7 +629,7 @@ def test_what_was_sent_is_found_behind_much_that_is_not_asked_for(kafka: Kafka, 
     """Of a partition that is read ahead of the others, and of what was sent before the first row that comes again."""
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "queue.buffering.max.messages": 200_000})
     for number in range(1, 120_001):
-        row = OutboxRow(Fence(number, 0, 0, None), "chat", topic, b"key", b"{}", None)
+        row = _row(topic, number)
         producer.produce(topic, encode_envelope(row), row.key)
     assert producer.flush(20) == 0
     clients = Clients(kafka.bootstrap_servers, {})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
-
-import psycopg
+from typing import Final
 
 from tests.bench import limits
 from tests.bench.arena import HISTORY, Arena, Rows, Running
@@ -50,10 +48,8 @@ def figures_of(sink: Sink, place: Arena, rows: Rows, processes: int = 1) -> dict
     running: Sequence[Running] = [sink.start(place) for _ in range(processes)]
     meter = Meter(running)
     try:
-        # Over one connection: a new one for each look would take a part of the cores.
-        with place.database.connect() as connection:
-            samples = watch(meter, lambda: _last_id(connection), rows.count)
-            cpu, peak = meter.cpu(), meter.peak_mb()
+        samples = watch(meter, lambda: int(place.ask(_LAST_ID)), rows.count)
+        cpu, peak = meter.cpu(), meter.peak_mb()
     finally:
         for process in running:
             process.stop()
@@ -61,8 +57,3 @@ def figures_of(sink: Sink, place: Arena, rows: Rows, processes: int = 1) -> dict
     if stored != rows.count:
         raise RuntimeError(f"{sink.name} has stored {stored} rows of {rows.count}")
     return {"rows/s": place.ask(_RATE), "CPU µs/row": cpu_per_row(samples, cpu, rows.count), "peak MB": peak}
-
-
-def _last_id(connection: psycopg.Connection[Any]) -> int:
-    ((last,),) = connection.execute(_LAST_ID.encode()).fetchall()
-    return int(last)

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -26,14 +25,12 @@ MOST_A_SECOND: Final = 200.0
 """At a higher rate it falls behind without end, and has no latency to speak of."""
 _POLL_SECONDS: Final = 1.0
 _AT_ONCE: Final = 100
-_CHECKOUT: Final = Path(__file__).parents[3]
 
 
 def start(place: Arena, command: str) -> Running:
     """Start `publish` or `store`."""
-    env = {**place.env, "PYTHONPATH": str(_CHECKOUT), "PATH": os.environ.get("PATH", os.defpath)}
-    program = [sys.executable, "-m", "tests.bench.peers.poller", command]
-    return Child(f"{NAME} {command}", program, place.directory, env).start()
+    name, module = f"{NAME} {command}", "tests.bench.peers.poller"
+    return Child.of_module(name, module, command, folder=place.directory, env=place.env).start()
 
 
 def publish() -> None:
