@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from connector.envelope import decode_envelope, decode_headers, encode_envelope, outbox_id_of
@@ -23,7 +24,6 @@ from connector.kafka import (
     Message,
     Publisher,
     fate_of,
-    headers_of,
     size_of,
 )
 from connector.ledger import Lot
@@ -74,7 +74,7 @@ class Shipment:
         lot.fences.append(row.fence)
         if row.fence.outbox_id > 0:
             value = encode_envelope(row)
-            lot.bytes += len(value) + len(row.key)
+            lot.bytes += len(value) + len(row.key) + len(row.headers or b"")
             self._publishing.produce(self, row, value)
         else:
             lot.awaited -= 1
@@ -95,8 +95,8 @@ class Shipment:
             self.lot.close()
             self._publishing.closed(self)
 
-    def __call__(self, error: KafkaError | None, message: Message) -> None:
-        """Take a delivery report; librdkafka calls this from within `Publishing.turn`."""
+    def __call__(self, error: KafkaError | None, message: Message, headers: Headers = ()) -> None:
+        """Take a delivery report; librdkafka calls this from within `Publishing.turn`, and tells no headers."""
         lot = self.lot
         lot.awaited -= 1
         if self.spans is not None:
@@ -104,8 +104,9 @@ class Shipment:
         if error is not None:
             envelope = decode_envelope(message.value())
             key = (message.key() or b"").decode("utf-8", "replace")
-            attempt = Failure(envelope.outbox_id, envelope.attempt, "", "", named=named(key, headers_of(message)))
-            self._publishing.refused(lot, error, attempt, message.topic() or "", size_of(message))
+            attempt = Failure(envelope.outbox_id, envelope.attempt, "", "", named=named(key, headers))
+            size = size_of(message.value(), message.key(), headers)
+            self._publishing.refused(lot, error, attempt, message.topic() or "", size)
         if not lot.awaited:
             self._publishing.answered(self)
 
@@ -220,7 +221,8 @@ class Publishing:
         while True:
             try:
                 if headers:
-                    self._publisher.produce(row.topic, value, row.key, on_delivery=shipment, headers=headers)
+                    report = partial(shipment, headers=headers)
+                    self._publisher.produce(row.topic, value, row.key, on_delivery=report, headers=headers)
                 else:
                     # By position, and without empty headers: this is the call that is made for each row.
                     self._publisher.produce(row.topic, value, row.key, PARTITION_BY_KEY, shipment)
@@ -231,7 +233,8 @@ class Publishing:
                 if shipment.spans is not None:
                     shipment.spans.fail(row.fence.outbox_id, error.args[0].name(), error.args[0].str())
                 attempt = Failure(row.fence.outbox_id, row.fence.retry_count, "", "", named=_named(row))
-                self.refused(shipment.lot, error.args[0], attempt, row.topic, len(value) + len(row.key))
+                size = size_of(value, row.key, headers or [])
+                self.refused(shipment.lot, error.args[0], attempt, row.topic, size)
                 return
             else:
                 if armed:

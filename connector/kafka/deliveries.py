@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import Final, cast
 
 from confluent_kafka import KafkaError, Message
 
 Delivery = Callable[[KafkaError | None, Message], None]
-Headers = list[tuple[str, str | bytes | None]]
+Header = tuple[str, str | bytes | None]
+Headers = list[Header]
 
 # Below the 100 MB at which a broker drops the connection instead of answering: beyond it no answer would ever come.
 LARGEST_MESSAGE: Final = 64 * 1024 * 1024
@@ -51,12 +52,12 @@ def fate_of(error: KafkaError) -> Fate:
     return Fate.TOPIC_REFUSED if error.code() in _REFUSED else Fate.NOT_ITS_FAULT
 
 
-def size_of(message: Message) -> int:
+def size_of(value: bytes | None, key: bytes | None, headers: Iterable[Header]) -> int:
     """Return about how many bytes a message takes on the wire, uncompressed."""
-    headers = sum(len(name) + len(value or b"") for name, value in headers_of(message))
-    return len(message.value() or b"") + len(message.key() or b"") + headers + RECORD_OVERHEAD
+    told = sum(len(name) + len(content or b"") for name, content in headers)
+    return len(value or b"") + len(key or b"") + told + RECORD_OVERHEAD
 
 
 def headers_of(message: Message) -> Headers:
-    """Return a message's headers, none as an empty list."""
+    """Return a consumed message's headers, none as an empty list; what a delivery report brings never has any."""
     return cast("Headers", message.headers() or [])

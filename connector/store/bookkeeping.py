@@ -159,7 +159,7 @@ class Bookkeeping:
             for record in cursor.stream(query, {"limit": min(limit, self._limit), **arguments}, binary=True):
                 if taken < _BYTES_AT_ONCE:
                     records.append(record)
-                    taken += len(record[4])
+                    taken += _size(record)
                 else:
                     all_fit = False
         self._limit = max(self._limit, 2 * len(records)) if all_fit else len(records)
@@ -178,7 +178,7 @@ class Bookkeeping:
         with self.connection.cursor() as cursor:
             for record in cursor.stream(query, arguments, binary=True):
                 rows.append(_row(record))
-                taken += len(record[4])
+                taken += _size(record)
                 if len(rows) == batch or taken >= _BYTES_AT_ONCE:
                     yield rows
                     rows, taken = [], 0
@@ -250,6 +250,11 @@ class Bookkeeping:
         """Run several of these writes in one transaction."""
         with self.connection.transaction():
             yield
+
+
+def _size(record: Sequence[Any]) -> int:
+    _, _, _, _, payload, headers, *_ = record
+    return len(payload) + len(headers or b"")
 
 
 def _row(record: Iterable[Any]) -> OutboxRow:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AclOperation, NewTopic
+from psycopg.types.json import Jsonb
 
 from tests.integration.outbox_table import PAYLOAD, OutboxTable
 from tests.integration.scenario import Sent, Tap, forbidden, metric, set_up
@@ -384,12 +385,16 @@ def test_a_message_too_large_for_its_topic_is_dead_at_once_and_its_small_neighbo
 
 
 @pytest.mark.usefixtures("complete_kafka")
+@pytest.mark.parametrize("what", ["content", "headers"])
 def test_a_message_beyond_a_megabyte_is_dead_at_once_on_an_ordinary_topic(
-    outbox: OutboxTable, topic: str, connector: Callable[..., Process]
+    outbox: OutboxTable, topic: str, connector: Callable[..., Process], what: str
 ) -> None:
     """The default limit of a broker is named like any other, and the neighbours arrive."""
     before = outbox.new(topic=topic)
-    large = outbox.new(topic=topic, payload={**PAYLOAD, "message_content": noise(1_500_000)})
+    if what == "content":
+        large = outbox.new(topic=topic, payload={**PAYLOAD, "message_content": noise(1_500_000)})
+    else:
+        large = outbox.new(topic=topic, headers=Jsonb({"large": noise(1_500_000)}))
     after = outbox.new(topic=topic)
     connector("reader")
     connector("sink")

@@ -99,20 +99,33 @@ LARGE = 1_000_000
 LARGE_ROWS = 80
 
 
-def write_large(connection: Connection, topic: str, due: str = "null") -> None:
-    """Insert rows of a megabyte each that nothing makes smaller, more than may be in memory, in one transaction."""
+def write_large(connection: Connection, topic: str, due: str = "null", large: str = "payload") -> None:
+    """Insert rows of a megabyte each that nothing makes smaller, more than may be in memory, in one transaction.
+
+    What is `large` is their payload or their headers.
+    """
     connection.execute(
-        f"insert into {OUTBOX} (biz_type, topic, message_key, payload, next_retry_at)"
-        " select 'chat_history_persist', %s, 'chat-' || n %% 3, jsonb_build_object('user_id', n, 'chat_id',"
-        "        'chat-' || n %% 3, 'message_content', (select string_agg(encode(sha512((n::text || part)::bytea),"
-        f"       'hex'), '') from generate_series(1, {LARGE // 128}) as part)), {due}"
-        f"   from generate_series(1, {LARGE_ROWS}) as n",
-        [topic],
+        f"insert into {OUTBOX} (biz_type, topic, message_key, next_retry_at, payload, headers)"
+        f" select 'chat_history_persist', %s, 'chat-' || n %% 3, {due},"
+        "         jsonb_build_object('user_id', n, 'chat_id', 'chat-' || n %% 3, 'message_content',"
+        "                            case %s when 'payload' then noise else 'small' end),"
+        "         case %s when 'headers' then jsonb_build_object('large', noise) end"
+        f"   from (select n, (select string_agg(encode(sha512((n::text || part)::bytea), 'hex'), '')"
+        f"                      from generate_series(1, {LARGE // 128}) as part) as noise"
+        f"           from generate_series(1, {LARGE_ROWS}) as n) as given",
+        [topic, large, large],
     )
 
 
+@pytest.mark.parametrize("large", ["payload", "headers"])
 def test_large_rows_fill_the_pipe_by_their_bytes_and_the_server_is_answered_all_the_while(  # noqa: PLR0917 - fixtures
-    database: Database, kafka: Kafka, topic: str, connector: Start, connector_env: dict[str, str], proxy: TcpProxy
+    database: Database,
+    kafka: Kafka,
+    topic: str,
+    connector: Start,
+    connector_env: dict[str, str],
+    proxy: TcpProxy,
+    large: str,
 ) -> None:
     """While Kafka says nothing, few bytes are taken from a session that outlives the server's patience; all arrive."""
     set_up(connector_env)
@@ -125,7 +138,7 @@ def test_large_rows_fill_the_pipe_by_their_bytes_and_the_server_is_answered_all_
         before = connection.execute(session, [slot]).fetchone()
         assert before is not None
         proxy.black_hole()
-        write_large(connection, topic)
+        write_large(connection, topic, large=large)
         full = MOST_BYTES_IN_FLIGHT // LARGE
         eventually(lambda: metric(reader, "in_flight_messages") >= full, what="a full pipe")
         until = time.monotonic() + SENDER_TIMEOUT_SECONDS + 2
@@ -142,18 +155,19 @@ def test_large_rows_fill_the_pipe_by_their_bytes_and_the_server_is_answered_all_
         assert reader.peak_rss_mb < LIMIT_MB
 
 
+@pytest.mark.parametrize("large", ["payload", "headers"])
 @pytest.mark.parametrize("what", ["caught up with", "due"])
 def test_large_rows_of_the_table_are_read_as_kafka_takes_them(  # noqa: PLR0917 - fixtures
-    database: Database, kafka: Kafka, topic: str, connector: Start, connector_env: dict[str, str], what: str
+    database: Database, kafka: Kafka, topic: str, connector: Start, connector_env: dict[str, str], what: str, large: str
 ) -> None:
     """Also what does not come by the stream stays small in memory."""
     set_up(connector_env)
     with database.connect() as connection, Tap(kafka, topic) as tap:
         if what == "due":
-            write_large(connection, topic, "now() - interval '1 minute'")
+            write_large(connection, topic, "now() - interval '1 minute'", large)
         else:
             connection.execute("select pg_drop_replication_slot(%s)", [connector_env["CONNECTOR_SLOT_NAME"]])
-            write_large(connection, topic)
+            write_large(connection, topic, large=large)
         reader = connector("reader")
         tap.has(range(1, LARGE_ROWS + 1), within=60)
         all_published(connection)

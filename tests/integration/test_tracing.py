@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from secrets import token_hex
 from typing import Any
 
 import psycopg
@@ -153,20 +154,29 @@ def test_a_traced_message_has_a_span_for_its_publishing_and_one_for_each_attempt
 
 
 def test_a_message_that_kafka_refuses_is_named_in_the_readers_log_and_its_span_says_so(
-    connection: psycopg.Connection[tuple[Any, ...]], topic: str, connector: Start, collector: Collector
+    connection: psycopg.Connection[tuple[Any, ...]],
+    complete_kafka: Kafka,
+    connector: Start,
+    collector: Collector,
 ) -> None:
-    """The event carries outbox id, key and trace; without a trace context there is no trace, and no null either."""
-    traced = enqueue(connection, "no such topic!", {"traceparent": TRACEPARENT})
-    plain = enqueue(connection, "nor this one!", None)
-    reader = connector("reader", **collector.variables)
-    line = reader.wait_for_log("message_dead", outbox_id=traced)
-    assert (line["key"], line["trace_id"]) == ("a key", TRACE)
-    line = reader.wait_for_log("message_dead", outbox_id=plain)
+    """The event carries outbox id, key and trace, whether librdkafka refuses the message at once or Kafka later.
+
+    Without a trace context there is no trace, and no null either.
+    """
+    with complete_kafka.topic(config={"max.message.bytes": "2000"}) as narrow:
+        large = enqueue(connection, narrow, {"traceparent": TRACEPARENT}, message_content=token_hex(5_000))
+        traced = enqueue(connection, "no such topic!", {"traceparent": TRACEPARENT})
+        plain = enqueue(connection, "nor this one!", None)
+        reader = connector("reader", **collector.variables)
+        for refused in (large, traced):
+            line = reader.wait_for_log("message_dead", outbox_id=refused)
+            assert (line["key"], line["trace_id"]) == ("a key", TRACE)
+        line = reader.wait_for_log("message_dead", outbox_id=plain)
     assert line["key"] == "a key"
     assert "trace_id" not in line
     assert reader.stop() == 0
     assert {span.status.code for _, span in collector.spans} == {Status.STATUS_CODE_ERROR}
-    assert {attributes(span)["messaging.message.id"] for _, span in collector.spans} == {str(traced)}
+    assert {attributes(span)["messaging.message.id"] for _, span in collector.spans} == {str(large), str(traced)}
 
 
 def test_a_collector_that_is_away_keeps_nobody_from_working_or_stopping(
