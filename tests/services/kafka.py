@@ -31,7 +31,10 @@ APACHE_KAFKA = "4.3.1"
 SLF4J = "org.slf4j:slf4j-simple:1.7.36"
 IMAGE = "apache/kafka:4.1.0"
 # Many brokers, each for a short while: what a JVM does to be fast later would be most of what they do.
-_SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+_SHORT_LIVED = ("-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+# One that is measured with: left to itself a JVM has so little room for new objects that it stops for 10 to 20 ms each
+# second or two, and the slowest hundredth of the messages would tell of nothing else.
+_LONG_LIVED = ("-Xmx1g", "-Xms1g", "-Xmn640m", "-XX:+UseParallelGC")
 EMBEDDED_IS_FORGETFUL = "the embedded broker keeps nothing on disk; needs Apache Kafka"
 EMBEDDED_IS_INCOMPLETE = (
     "the embedded broker refuses no topic and no size, and knows groups and logs in outline only; needs Apache Kafka"
@@ -188,9 +191,9 @@ class ApacheKafka(Kafka):
         """Prepare; `listeners` are more of them, each with its security protocol, and `users` may log in by SCRAM.
 
         A broker that is `joining` another becomes the second one of its cluster. One that is `long_lived` works up to
-        its full speed. Each of its `borrowers` may have a proxy at a time.
+        its full speed, and seldom stops to collect garbage. Each of its `borrowers` may have a proxy at a time.
         """
-        self._jvm_options = () if long_lived else _SHORT_LIVED
+        self._jvm_options = _LONG_LIVED if long_lived else _SHORT_LIVED
         self._joining = joining
         self._cluster: str = joining._cluster if joining else uuid.uuid4().hex[:22]
         self._more_listeners = dict(listeners or {})
@@ -223,7 +226,7 @@ class ApacheKafka(Kafka):
         quota = "producer_byte_rate"
         change = ["--delete-config", quota] if bytes_a_second is None else ["--add-config", f"{quota}={bytes_a_second}"]
         where = ["--bootstrap-server", self.bootstrap_servers, "--entity-type", "clients", "--entity-default"]
-        tool = self._java("kafka.admin.ConfigCommand", *where, "--alter", *change, heap="128m")
+        tool = self._java("kafka.admin.ConfigCommand", *where, "--alter", *change)
         if tool.wait(60) != 0:
             raise RuntimeError(f"Kafka's quotas: {(self._directory / 'kafka.log').read_text()[-2000:]}")
 
@@ -251,7 +254,7 @@ class ApacheKafka(Kafka):
         properties = self._directory / "server.properties"
         if not properties.exists():
             self._format(properties)
-        self._process = self._java("kafka.Kafka", str(properties), heap="1g")
+        self._process = self._java("kafka.Kafka", str(properties))
         eventually(self._answers, within=60, what="Apache Kafka's answer")
 
     def stop(self) -> None:
@@ -311,14 +314,14 @@ class ApacheKafka(Kafka):
             for argument in ("--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]")
         ]
         command = ["format", "-t", self._cluster, "-c", str(draft), *scram]
-        tool = self._java("kafka.tools.StorageTool", *command, heap="128m")
+        tool = self._java("kafka.tools.StorageTool", *command)
         if tool.wait(60) != 0:
             raise RuntimeError(f"Kafka's storage tool failed: {(self._directory / 'kafka.log').read_text()[-2000:]}")
         draft.rename(properties)
 
-    def _java(self, *command: str, heap: str) -> subprocess.Popen[bytes]:
+    def _java(self, *command: str) -> subprocess.Popen[bytes]:
         java = shutil.which("java") or "java"
-        options = [f"-Xmx{heap}", *self._jvm_options, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+        options = [*self._jvm_options, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         with (self._directory / "kafka.log").open("ab") as log:
             return spawn(
                 [java, *options, "-cp", f"{apache_kafka_libraries()}/*", *command],

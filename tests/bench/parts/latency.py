@@ -26,7 +26,12 @@ def to_history(rate: int) -> str:
 
 
 def measure(bench: Bench) -> None:
-    """Let each reader that keeps up do it once, and a bare loop, and then our reader and our sink together."""
+    """Let each reader that keeps up do it once, and a bare loop, and then our reader and our sink together.
+
+    A broker that has not had such a load yet is slow at it for a minute. Nobody is measured meanwhile.
+    """
+    with bench.arena() as place:
+        figures_of(bench, place, [bare_loop.start], max(RATES), bench.sizes.warm_up_rows)
     for rate in RATES:
         for reader in READERS:
             if bench.takes_part(reader.name) and rate <= (reader.most_a_second or rate):
