@@ -97,11 +97,13 @@ class Prometheus:
         """Wait until each of these alerts has fired since now; some end by themselves before others begin."""
         began = time.time()
 
-        def missing() -> set[str]:
+        def all_fired() -> bool:
             fired = self.over('ALERTS{alertstate="firing"}', began, time.time())
-            return set(alerts) - {series.labels["alertname"] for series in fired}
+            missing = set(alerts) - {series.labels["alertname"] for series in fired}
+            assert not missing, f"not yet: {', '.join(sorted(missing))}"
+            return True
 
-        eventually(lambda: not missing(), within=within, what=f"the firing of {', '.join(alerts)}")
+        eventually(all_fired, within=within, what=f"the firing of {', '.join(alerts)}", ignoring=(AssertionError,))
 
     def await_over(self, *alerts: str, within: float = 45.0) -> None:
         """Wait until none of these alerts fires."""

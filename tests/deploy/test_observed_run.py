@@ -119,7 +119,10 @@ class Run:
         assert sink.stop() == 0
         say(self.connection, self.topic, BACKLOG, "backlog")
         self.prometheus.await_firing("OutboxSinkNotScraped", "OutboxSinkStalled", "OutboxConsumerLag")
-        return self.start_sink()
+        sink = self.start_sink()
+        # One that has not met Kafka before Kafka goes away would wait for it no longer than its start deadline.
+        sink.wait_for_log("partitions_assigned", within=45)
+        return sink
 
     def kafka_goes_away(self) -> None:
         """Kafka is stopped, and the database goes on writing."""
