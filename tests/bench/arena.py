@@ -117,7 +117,7 @@ def arena(postgres: Postgres, kafka: Kafka, *, already: Rows | None = None) -> I
     ):
         env = {n: v for n, v in environment(database, kafka, topic).items() if not n.startswith("CONNECTOR_CONSUMER_")}
         # The defaults of the connector are what is measured.
-        del env["CONNECTOR_SHUTDOWN_SECONDS"], env["CONNECTOR_START_DEADLINE_SECONDS"]
+        del env["CONNECTOR_SHUTDOWN_SECONDS"]
         place = Arena(database, kafka, topic, env, directory, looking)
         run("setup", env)
         with database.connect() as connection:

@@ -86,7 +86,6 @@ def env(
         "CONNECTOR_SLOT_NAME": f"slot_{owner}",
         "CONNECTOR_GROUP_ID": topic,
         "CONNECTOR_HTTP_PORT": "0",
-        "CONNECTOR_START_DEADLINE_SECONDS": "30",
     }
 
 

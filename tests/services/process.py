@@ -57,7 +57,6 @@ def environment(database: Database, kafka: Kafka, topic: str) -> dict[str, str]:
         "CONNECTOR_GROUP_ID": f"{topic}-group",
         "CONNECTOR_HTTP_PORT": "0",
         "CONNECTOR_SHUTDOWN_SECONDS": "15",
-        "CONNECTOR_START_DEADLINE_SECONDS": "30",
     }
 
 
