@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from contextlib import closing
 
@@ -11,7 +12,7 @@ from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AclOperation, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from connector.kafka import Fate, fate_of
-from tests.faults.pipeline import PipelineFactory
+from tests.faults.pipeline import KEYS, PipelineFactory
 from tests.integration.scenario import OUTBOX, forbidden, metric, one, readiness
 from tests.services import Database, Kafka, eventually
 
@@ -79,11 +80,13 @@ def test_a_producer_that_is_throttled_waits(
     before = waited()
 
     def is_throttled() -> bool:
-        pipeline.enqueue(50)
+        # One after the other, so that no more waits for the quota in the end than one large message.
+        if pipeline.is_settled():
+            pipeline.insert(KEYS[0], message_content=secrets.token_urlsafe(15_000))
         seconds, rows = (now - then for now, then in zip(waited(), before, strict=True))
         return rows > 0 and seconds / rows > 0.2
 
-    own_kafka.limit_producers(10_000)
+    own_kafka.limit_producers(5_000)
     try:
         eventually(is_throttled, within=40, what="messages that are in flight for longer")
         pipeline.prove(within=60)

@@ -195,12 +195,16 @@ class Tap:
 
     def has(self, ids: Iterable[int], within: float = 20.0) -> list[Sent]:
         """Read until a copy of each of these rows is there; return everything seen so far."""
-        wanted = set(ids)
+        missing, looked_at = set(ids), 0
 
-        def missing() -> set[int]:
-            return wanted - {sent.outbox_id for sent in self.read()}
+        def all_here() -> bool:
+            nonlocal looked_at
+            sent = self.read()
+            missing.difference_update(copy.outbox_id for copy in sent[looked_at:])
+            looked_at = len(sent)
+            return not missing
 
-        eventually(lambda: not missing(), within=within, what=f"the arrival of {len(wanted)} messages")
+        eventually(all_here, within=within, what=f"the arrival of {len(missing)} messages")
         return self.sent
 
     def __enter__(self) -> Self:
