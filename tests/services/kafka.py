@@ -34,7 +34,8 @@ IMAGE = "apache/kafka:4.1.0"
 _SHORT_LIVED = ("-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 # One that is measured with: left to itself a JVM has so little room for new objects that it stops for 10 to 20 ms each
 # second or two, and the slowest hundredth of the messages would tell of nothing else.
-_LONG_LIVED = ("-Xmx1g", "-Xms1g", "-Xmn640m", "-XX:+UseParallelGC")
+_LONG_LIVED_HEAP = ("-Xmx1g", "-Xms1g", "-Xmn640m")
+_LONG_LIVED_COLLECTOR = "-XX:+UseParallelGC"
 EMBEDDED_IS_FORGETFUL = "the embedded broker keeps nothing on disk; needs Apache Kafka"
 EMBEDDED_IS_INCOMPLETE = (
     "the embedded broker refuses no topic and no size, and knows groups and logs in outline only; needs Apache Kafka"
@@ -193,7 +194,7 @@ class ApacheKafka(Kafka):
         A broker that is `joining` another becomes the second one of its cluster. One that is `long_lived` works up to
         its full speed, and seldom stops to collect garbage. Each of its `borrowers` may have a proxy at a time.
         """
-        self._jvm_options = _LONG_LIVED if long_lived else _SHORT_LIVED
+        self._jvm_options = (*_LONG_LIVED_HEAP, _LONG_LIVED_COLLECTOR) if long_lived else _SHORT_LIVED
         self._joining = joining
         self._cluster: str = joining._cluster if joining else uuid.uuid4().hex[:22]
         self._more_listeners = dict(listeners or {})
@@ -336,7 +337,8 @@ class ContainerKafka(Kafka):
 
     kind = "docker"
 
-    def __init__(self) -> None:
+    def __init__(self, *, long_lived: bool = False) -> None:
+        """Prepare; `long_lived` is as for `ApacheKafka`."""
         port = free_port()
         settings = _broker_settings(
             listeners="PLAINTEXT://:9092,CONTROLLER://:9093",
@@ -344,6 +346,9 @@ class ContainerKafka(Kafka):
             controller="localhost:9093",
         )
         env = {f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in settings.items()}
+        if long_lived:
+            # By itself its start script would choose another collector, and a JVM that is given two refuses to start.
+            env |= {"KAFKA_HEAP_OPTS": " ".join(_LONG_LIVED_HEAP), "KAFKA_JVM_PERFORMANCE_OPTS": _LONG_LIVED_COLLECTOR}
         self._container = Container(IMAGE, inner_port=9092, port=port, env=env)
 
     @property
@@ -386,7 +391,8 @@ def kafka_candidates(
     reason = f"TEST_KAFKA={wanted}" if wanted else "the first that can be had"
     if wanted != "embedded":
         problem = why_no_docker()
-        candidates.append(Candidate(f"{IMAGE} in Docker", problem or reason, None if problem else _in_container))
+        in_docker = None if problem else functools.partial(_in_container, long_lived=long_lived)
+        candidates.append(Candidate(f"{IMAGE} in Docker", problem or reason, in_docker))
         problem = _why_no_apache_kafka()
         apache = None if problem else functools.partial(ApacheKafka, long_lived=long_lived, borrowers=borrowers)
         candidates.append(Candidate(f"Apache Kafka {APACHE_KAFKA}", problem or reason, apache))
@@ -395,8 +401,8 @@ def kafka_candidates(
     return candidates
 
 
-def _in_container(_: Path) -> Kafka:
-    return ContainerKafka()
+def _in_container(_: Path, *, long_lived: bool) -> Kafka:
+    return ContainerKafka(long_lived=long_lived)
 
 
 def _broker_settings(*, listeners: str, advertised: str, controller: str) -> dict[str, str]:
