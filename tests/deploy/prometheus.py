@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from connector.demo.embedded import free_port, spawn
-from tests.services import eventually
+from tests.services import eventually, eventually_none
 
 OBSERVABILITY = Path(__file__).parents[2] / "deploy" / "observability"
 
@@ -97,13 +97,11 @@ class Prometheus:
         """Wait until each of these alerts has fired since now; some end by themselves before others begin."""
         began = time.time()
 
-        def all_fired() -> bool:
+        def missing() -> set[str]:
             fired = self.over('ALERTS{alertstate="firing"}', began, time.time())
-            missing = set(alerts) - {series.labels["alertname"] for series in fired}
-            assert not missing, f"not yet: {', '.join(sorted(missing))}"
-            return True
+            return set(alerts) - {series.labels["alertname"] for series in fired}
 
-        eventually(all_fired, within=within, what=f"the firing of {', '.join(alerts)}", ignoring=(AssertionError,))
+        eventually_none(missing, within=within, what=f"the firing of {', '.join(alerts)}")
 
     def await_over(self, *alerts: str, within: float = 45.0) -> None:
         """Wait until none of these alerts fires."""
@@ -111,7 +109,7 @@ class Prometheus:
         def still_firing() -> set[str]:
             return self.firing() & set(alerts)
 
-        eventually(lambda: not still_firing(), within=within, what=f"the end of {', '.join(alerts)}")
+        eventually_none(still_firing, within=within, what=f"the end of {', '.join(alerts)}")
 
 
 def _point(pair: Sequence[Any]) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from tests.deploy.picture import draw
 from tests.deploy.prometheus import WINDOW, Prometheus, watching
 from tests.deploy.test_observability import alerts
 from tests.integration.scenario import OUTBOX, Connection, one, set_up, statuses, write_wal
-from tests.services import Database, Kafka, Process, environment, eventually
+from tests.services import Database, Kafka, Process, environment, eventually, eventually_none
 
 REFUSED = 240
 BACKLOG = 10_500
@@ -184,7 +184,7 @@ class Run:
             connection.execute(f"delete from {OUTBOX} where status = 'dead'")
         assert sink.stop() == 0
         self.start_sink()
-        eventually(lambda: not self.prometheus.firing(), within=60, what="the end of every alert")
+        eventually_none(self.prometheus.firing, within=60, what="the end of every alert")
         led = "min_over_time(max(outbox_connector_leader)[3s:500ms])"
         eventually(lambda: self.prometheus.value(led) == 1, within=30, what="a reader's leading for three seconds")
 

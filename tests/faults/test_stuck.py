@@ -21,7 +21,7 @@ from connector.settings import Settings, load_settings
 from connector.sink import Sink
 from tests.integration.outbox_table import OutboxTable
 from tests.integration.scenario import set_up
-from tests.services import Database, eventually
+from tests.services import Database, eventually, eventually_none
 
 AN_HOUR = 3600.0
 
@@ -102,6 +102,6 @@ def test_a_loop_that_is_stuck_is_not_alive_until_it_moves_again(
             eventually(lambda: stuck(of_reader, of_sink) == {part}, within=20, what="word of the stuck part alone")
         finally:
             held.go.set()
-        eventually(lambda: not stuck(of_reader, of_sink), within=20, what="life")
+        eventually_none(lambda: stuck(of_reader, of_sink), within=20, what="life")
         eventually(lambda: outbox.status(row) == "consumed", within=20, what="the message")
     outbox.close()

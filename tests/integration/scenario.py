@@ -23,7 +23,7 @@ from confluent_kafka.admin import (
 from connector.cli.composition import setup_options
 from connector.ops.setup import setup
 from connector.settings import load_settings
-from tests.services import Kafka, Process, eventually
+from tests.services import Kafka, Process, eventually, eventually_none
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -197,14 +197,14 @@ class Tap:
         """Read until a copy of each of these rows is there; return everything seen so far."""
         missing, looked_at = set(ids), 0
 
-        def all_here() -> bool:
+        def not_here() -> set[int]:
             nonlocal looked_at
             sent = self.read()
             missing.difference_update(copy.outbox_id for copy in sent[looked_at:])
             looked_at = len(sent)
-            return not missing
+            return missing
 
-        eventually(all_here, within=within, what=f"the arrival of {len(missing)} messages")
+        eventually_none(not_here, within=within, what=f"the arrival of {len(missing)} messages")
         return self.sent
 
     def __enter__(self) -> Self:

@@ -24,7 +24,7 @@ from connector.ops.findings import Finding, Level
 from connector.settings import load_settings
 from tests.integration.outbox_table import TABLES
 from tests.integration.scenario import enqueue, is_streaming, set_up
-from tests.services import Database, Kafka, Process, eventually
+from tests.services import Database, Kafka, Process, eventually, eventually_none
 from tests.services.pgbouncer import pgbouncer
 
 OUTBOX = "public.agent_outbox_messages"
@@ -83,7 +83,7 @@ def test_a_running_pipeline_has_nothing_to_look_at(
     """With a reader and a sink at work every check is ok, and the command's exit code is 0."""
     is_streaming(connector("reader"))
     connector("sink").wait_for_log("partitions_assigned")
-    eventually(lambda: not not_ok(findings_of(env)), within=20, what="a clean bill of health")
+    eventually_none(lambda: not_ok(findings_of(env)), within=20, what="a clean bill of health")
     doctor = connector("doctor")
     assert doctor.wait() == 0
     assert doctor.stdout.splitlines()[-1].endswith("ok, 0 to look at, 0 failed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import pytest
@@ -35,3 +35,18 @@ def eventually(
             pytest.fail(f"{what} did not happen within {within:g} s; last value: {last!r}")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
+
+
+def eventually_none(left: Callable[[], Collection[object]], within: float = 10.0, what: str = "the end of it") -> None:
+    """Wait until `left` gives nothing, polled for `within` seconds; fail the test with what is left."""
+
+    def none_left() -> bool:
+        if remaining := left():
+            raise _StillThereError(f"{remaining!r:.500}")
+        return True
+
+    eventually(none_left, within=within, what=what, ignoring=(_StillThereError,))
+
+
+class _StillThereError(Exception):
+    pass
