@@ -19,11 +19,16 @@ from confluent_kafka.admin import (
     TopicDescription,
 )
 
-_COORDINATOR_BUSY: Final = frozenset(
+# A coordinator or a leader is there, and needs a moment: after its start, or because it was another broker just now.
+_ABOUT_TO_ANSWER: Final = frozenset(
     {
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
     }
 )
 
@@ -187,7 +192,7 @@ class Admin:
         self.group(group_id, timeout)
         request = confluent_kafka.ConsumerGroupTopicPartitions(group_id)
         ask = self._client.list_consumer_group_offsets
-        offsets = _from_coordinator(lambda: ask([request], request_timeout=timeout), timeout)
+        (offsets,) = _answers(lambda seconds: ask([request], request_timeout=seconds), timeout).values()
         return {
             (entry.topic, entry.partition): entry.offset
             for entry in offsets.topic_partitions
@@ -214,9 +219,10 @@ class Admin:
 
     def _group(self, group_id: str, timeout: float, *, rights: bool = False) -> Any:  # noqa: ANN401 - the library's own
         ask = self._client.describe_consumer_groups
-        return _from_coordinator(
-            lambda: ask([group_id], include_authorized_operations=rights, request_timeout=timeout), timeout
-        )
+        (group,) = _answers(
+            lambda seconds: ask([group_id], include_authorized_operations=rights, request_timeout=seconds), timeout
+        ).values()
+        return group
 
     def log_ranges(
         self, partitions: Iterable[tuple[str, int]], timeout: float = 5
@@ -253,8 +259,9 @@ class Admin:
         wanted = {TopicPartition(topic, partition): spec for topic, partition in partitions}
         if not wanted:
             return {}
-        answers = self._client.list_offsets(wanted, request_timeout=timeout)
-        return {(place.topic, place.partition): future.result().offset for place, future in answers.items()}
+        ask = self._client.list_offsets
+        answers = _answers(lambda seconds: ask(wanted, request_timeout=seconds), timeout)
+        return {(place.topic, place.partition): answer.offset for place, answer in answers.items()}
 
 
 def _is_hidden(found: TopicDescription | KafkaException) -> bool:
@@ -265,14 +272,13 @@ def _names(operations: Iterable[Enum]) -> frozenset[str]:
     return frozenset(operation.name for operation in operations)
 
 
-def _from_coordinator(ask: Callable[[], Mapping[Any, Any]], timeout: float) -> Any:  # noqa: ANN401 - the library's own
-    """Return the one answer of a group's coordinator, which may need a moment after a broker's start."""
+def _answers(ask: Callable[[float], Mapping[Any, Any]], timeout: float) -> dict[Any, Any]:
+    """Return the answers to what is asked with a time-out; it is asked again while one is only about to come."""
     deadline = time.monotonic() + timeout
     while True:
-        (future,) = ask().values()
         try:
-            return future.result()
+            return {of: future.result() for of, future in ask(max(deadline - time.monotonic(), 1)).items()}
         except KafkaException as error:
-            if error.args[0].code() not in _COORDINATOR_BUSY or time.monotonic() > deadline:
+            if error.args[0].code() not in _ABOUT_TO_ANSWER or time.monotonic() > deadline:
                 raise
-            time.sleep(0.1)
+            time.sleep(0.05)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from connector.demo.embedded import QUICK_GROUP, EmbeddedBroker, broker_answers, free_port, spawn
 from tests.services.choice import Candidate
@@ -62,7 +62,7 @@ class Kafka:
 
     def start(self) -> None:
         """Start the broker and wait until it answers; nothing if it runs."""
-        eventually(lambda: broker_answers(self.bootstrap_servers), within=60, what=f"{self.kind} Kafka's answer")
+        eventually(lambda: broker_answers(self.bootstrap_servers), what=f"{self.kind} Kafka's answer")
 
     def stop(self) -> None:
         """Stop the broker; nothing if it is down, or somebody else's."""
@@ -118,8 +118,8 @@ class Kafka:
         admin = self.admin()
         new = NewTopic(name, partitions, replication, config=dict(config or {}))
         for created in admin.create_topics([new]).values():
-            created.result(20)
-        eventually(lambda: self._is_ready(admin, name, partitions), within=20, what=f"topic {name}")
+            created.result(60)
+        eventually(lambda: _is_led(admin, name, partitions), what=f"topic {name}", ignoring=(KafkaException,))
         try:
             yield name
         finally:
@@ -128,11 +128,7 @@ class Kafka:
                 admin = self.admin()
                 topics = [topic for topic in admin.list_topics(timeout=5).topics if topic.startswith(name)]
                 for deleted in (admin.delete_topics(topics) if topics else {}).values():
-                    deleted.result(20)
-
-    def _is_ready(self, admin: AdminClient, name: str, partitions: int) -> bool:
-        topic = admin.list_topics(timeout=5).topics.get(name)
-        return topic is not None and len([p for p in topic.partitions.values() if p.leader >= 0]) == partitions
+                    deleted.result(60)
 
 
 class LentKafka(Kafka):
@@ -239,7 +235,7 @@ class ApacheKafka(Kafka):
         name = f"{self._directory.name}-second-{secrets.token_hex(4)}"
         broker = ApacheKafka(self._directory.with_name(name), joining=self)
         broker.start()
-        eventually(lambda: len(self.admin().list_topics(timeout=5).brokers) == 2, within=30, what="two brokers")
+        eventually(lambda: len(self.admin().list_topics(timeout=5).brokers) == 2, what="two brokers")
         return broker
 
     def refuse_to_grow(self) -> None:
@@ -256,7 +252,7 @@ class ApacheKafka(Kafka):
         if not properties.exists():
             self._format(properties)
         self._process = self._java("kafka.Kafka", str(properties))
-        eventually(self._answers, within=60, what="Apache Kafka's answer")
+        eventually(self._answers, within=120, what="Apache Kafka's answer")
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
@@ -403,6 +399,15 @@ def kafka_candidates(
 
 def _in_container(_: Path, *, long_lived: bool) -> Kafka:
     return ContainerKafka(long_lived=long_lived)
+
+
+def _is_led(admin: AdminClient, topic: str, partitions: int) -> bool:
+    """Tell whether each partition's leader knows that it is one, which is a moment after the metadata say so."""
+    if len(admin.list_topics(topic, timeout=5).topics[topic].partitions) != partitions:
+        return False
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    ends = admin.list_offsets({TopicPartition(topic, number): latest for number in range(partitions)})
+    return all(end.result().offset >= 0 for end in ends.values())
 
 
 def _broker_settings(*, listeners: str, advertised: str, controller: str) -> dict[str, str]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from connector.kafka import Publisher, clients
+from collections.abc import Mapping
+from concurrent.futures import Future
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from connector.kafka import Publisher, admin, clients
 from connector.kafka.clients import PRODUCER_DEFAULTS, Kafka
 from connector.kafka.options import option_problems
 
@@ -59,3 +65,35 @@ def test_messages_wait_for_each_other_as_the_settings_say() -> None:
         publisher = Publisher(kafka, kafka.admin(), [], lambda _error: None)
         assert not publisher.may_change(backlog=False)
         assert len(publisher._made) == 1
+
+
+@pytest.mark.parametrize("code", [KafkaError.NOT_COORDINATOR, KafkaError.NOT_LEADER_FOR_PARTITION])
+def test_who_is_about_to_answer_is_asked_again(code: int) -> None:
+    """A broker that has just started, or just taken over, turns away what it will answer a moment later."""
+    said = iter([code, code, None])
+    assert admin._answers(lambda _: _answer(next(said)), timeout=10) == {"what": "said"}
+
+
+def test_what_is_refused_is_told_at_once_and_what_is_never_answered_in_time() -> None:
+    """Only an answer that is about to come is waited for, and no longer than the caller has."""
+    asked = []
+
+    def refused(code: int, seconds: float) -> Mapping[str, Future[str]]:
+        asked.append(seconds)
+        return _answer(code)
+
+    with pytest.raises(KafkaException):
+        admin._answers(lambda seconds: refused(KafkaError.TOPIC_AUTHORIZATION_FAILED, seconds), timeout=10)
+    assert len(asked) == 1
+    with pytest.raises(KafkaException):
+        admin._answers(lambda seconds: refused(KafkaError.NOT_LEADER_FOR_PARTITION, seconds), timeout=0.2)
+    assert len(asked) > 2
+
+
+def _answer(code: int | None) -> Mapping[str, Future[str]]:
+    future: Future[str] = Future()
+    if code is None:
+        future.set_result("said")
+    else:
+        future.set_exception(KafkaException(KafkaError(code)))
+    return {"what": future}
