@@ -13,6 +13,7 @@ from typing import Final
 
 import psutil
 
+from connector.cli.signals import interrupt_on_signals
 from connector.demo.embedded import scratch_directory
 from tests.bench.bars import BARS
 from tests.bench.bench import Bench, Sizes, configure
@@ -127,4 +128,6 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    # Or what it has written in a temporary folder, which is gigabytes, would outlive it.
+    interrupt_on_signals()
     sys.exit(main())

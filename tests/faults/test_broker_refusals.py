@@ -96,6 +96,7 @@ def test_a_producer_that_is_throttled_waits(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_too_few_replicas_in_sync_are_waited_for(
     database: Database, durable_own_kafka: Kafka, new_pipeline: PipelineFactory
 ) -> None:
@@ -159,6 +160,7 @@ def _refused(kafka: Kafka, topic: str, why: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_disk_that_takes_no_more_is_an_outage(
     database: Database, durable_own_kafka: Kafka, own_topic: str, new_pipeline: PipelineFactory
 ) -> None:

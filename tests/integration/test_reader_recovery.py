@@ -705,6 +705,7 @@ def _retained(app: Connection, slot: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [10, 4_000], ids=["few rows in flight", "more than may be in flight"])
+@pytest.mark.timeout(400)
 def test_the_slot_stays_within_its_budget_while_kafka_is_away(
     durable_own_kafka: Kafka, own_database: Database, own_topic: str, rows: int
 ) -> None:

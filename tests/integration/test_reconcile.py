@@ -489,6 +489,7 @@ MEMORY_LIMIT_MB = 130
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes_on(
     connection: Connection, durable_kafka: Kafka, topic: str, connector: Start, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import pytest
 
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 120.0
 """How long a busy machine may take for what a test waits for; it says nothing of how fast the product is."""
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from connector.demo.embedded import QUICK_GROUP, EmbeddedBroker, broker_answers, free_port, spawn
 from tests.services.choice import Candidate
 from tests.services.containers import Container, docker_host, why_no_docker
-from tests.services.eventually import eventually
+from tests.services.eventually import PATIENCE_SECONDS, eventually
 from tests.services.maven import fetched
 from tests.services.proxy import TcpProxy
 
@@ -223,9 +223,7 @@ class ApacheKafka(Kafka):
         quota = "producer_byte_rate"
         change = ["--delete-config", quota] if bytes_a_second is None else ["--add-config", f"{quota}={bytes_a_second}"]
         where = ["--bootstrap-server", self.bootstrap_servers, "--entity-type", "clients", "--entity-default"]
-        tool = self._java("kafka.admin.ConfigCommand", *where, "--alter", *change)
-        if tool.wait(60) != 0:
-            raise RuntimeError(f"Kafka's quotas: {(self._directory / 'kafka.log').read_text()[-2000:]}")
+        self._run_tool("kafka.admin.ConfigCommand", *where, "--alter", *change)
 
     def second_broker(self) -> Kafka:
         # Made before there is a choice of brokers, so that groups keep their offsets here.
@@ -252,7 +250,7 @@ class ApacheKafka(Kafka):
         if not properties.exists():
             self._format(properties)
         self._process = self._java("kafka.Kafka", str(properties))
-        eventually(self._answers, within=120, what="Apache Kafka's answer")
+        eventually(self._answers, what="Apache Kafka's answer")
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
@@ -310,11 +308,18 @@ class ApacheKafka(Kafka):
             for name, password in self._users.items()
             for argument in ("--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]")
         ]
-        command = ["format", "-t", self._cluster, "-c", str(draft), *scram]
-        tool = self._java("kafka.tools.StorageTool", *command)
-        if tool.wait(60) != 0:
-            raise RuntimeError(f"Kafka's storage tool failed: {(self._directory / 'kafka.log').read_text()[-2000:]}")
+        self._run_tool("kafka.tools.StorageTool", "format", "-t", self._cluster, "-c", str(draft), *scram)
         draft.rename(properties)
+
+    def _run_tool(self, *command: str) -> None:
+        tool = self._java(*command)
+        try:
+            code = tool.wait(PATIENCE_SECONDS)
+        finally:
+            tool.kill()
+            tool.wait()
+        if code != 0:
+            raise RuntimeError(f"{command[0]} failed: {(self._directory / 'kafka.log').read_text()[-2000:]}")
 
     def _java(self, *command: str) -> subprocess.Popen[bytes]:
         java = shutil.which("java") or "java"

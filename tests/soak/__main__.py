@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from connector.cli.signals import interrupt_on_signals
 from connector.demo.embedded import scratch_directory
 from tests.services.choice import Choice
 from tests.services.kafka import Kafka, kafka_candidates
@@ -53,4 +54,6 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    # Or what it has written in a temporary folder, which is gigabytes, would outlive it.
+    interrupt_on_signals()
     sys.exit(main())
