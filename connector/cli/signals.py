@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import threading
@@ -37,6 +38,8 @@ def _stopper(stop: Callable[[], None], within: float) -> Callable[[int, object],
         if asked.is_set():
             os._exit(FAILED)
         asked.set()
+        # Where a library keeps Python's lock no thread of ours can end us; this one needs none, and exits with 1.
+        faulthandler.dump_traceback_later(within + 3.0, exit=True)
         timer = threading.Timer(within + 2.0, give_up)
         timer.daemon = True
         timer.start()

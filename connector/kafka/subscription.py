@@ -209,11 +209,18 @@ class Subscription:
         and reads again what could not be committed.
         """
         # librdkafka's own close has no time limit, and waits for its broker.
-        leaving = threading.Thread(target=self._consumer.close, name="leaving the group", daemon=True)
+        leaving = threading.Thread(target=self._leave, name="leaving the group", daemon=True)
         leaving.start()
         leaving.join(within)
         if leaving.is_alive():
             _log.warning("group_not_left", seconds=within)
+
+    def _leave(self) -> None:
+        # A rebalance that nobody has heard of yet would be answered within the close, where librdkafka may lose the
+        # answer that follows it, and wait for itself with Python's lock in its hands (confluentinc/librdkafka#4884).
+        with suppress(KafkaException, ServiceUnavailable):
+            self._consumer.poll(0)
+        self._consumer.close()
 
 
 def ends_of(messages: Iterable[Message]) -> dict[tuple[str, int], int]:

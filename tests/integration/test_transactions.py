@@ -107,6 +107,7 @@ def test_a_stretch_that_lies_behind_an_open_transaction_is_read_once_that_has_en
 
     subscription = Subscription(connections, [topic], topic, None, lambda _error: None)
     assert subscription.end_of((topic, PARTITION)) == 2
+    eventually(lambda: (subscription.take(1, 0.1), subscription.assigned)[1], what="the group's answer")
     subscription.close(5)
 
     def scanned() -> list[bytes | None]:
