@@ -108,7 +108,7 @@ def await_autovacuum(connection: Connection) -> None:
         # The threshold that the outbox's migration sets.
         return bool(record[0] <= 50 + 0.02 * max(0.0, rows[0]))
 
-    eventually(is_clean, what="autovacuum")
+    eventually(is_clean, within=30, what="autovacuum")
 
 
 def as_markdown(days: Sequence[tuple[Size, Size]]) -> Iterator[str]:

@@ -93,7 +93,7 @@ class Prometheus:
         """Return the names of the alerts that fire."""
         return {series.labels["alertname"] for series in self.now('ALERTS{alertstate="firing"}')}
 
-    def await_firing(self, *alerts: str) -> None:
+    def await_firing(self, *alerts: str, within: float = 45.0) -> None:
         """Wait until each of these alerts has fired since now; some end by themselves before others begin."""
         began = time.time()
 
@@ -101,15 +101,15 @@ class Prometheus:
             fired = self.over('ALERTS{alertstate="firing"}', began, time.time())
             return set(alerts) - {series.labels["alertname"] for series in fired}
 
-        eventually_none(missing, what=f"the firing of {', '.join(alerts)}")
+        eventually_none(missing, within=within, what=f"the firing of {', '.join(alerts)}")
 
-    def await_over(self, *alerts: str) -> None:
+    def await_over(self, *alerts: str, within: float = 45.0) -> None:
         """Wait until none of these alerts fires."""
 
         def still_firing() -> set[str]:
             return self.firing() & set(alerts)
 
-        eventually_none(still_firing, what=f"the end of {', '.join(alerts)}")
+        eventually_none(still_firing, within=within, what=f"the end of {', '.join(alerts)}")
 
 
 def _point(pair: Sequence[Any]) -> tuple[float, float]:
@@ -151,12 +151,12 @@ def watching(directory: Path, ports: Mapping[str, int]) -> Iterator[Prometheus]:
         )
     try:
         prometheus = Prometheus(port)
-        eventually(lambda: prometheus.is_ready, what="Prometheus's answer", ignoring=(OSError,))
+        eventually(lambda: prometheus.is_ready, within=30, what="Prometheus's answer", ignoring=(OSError,))
         yield prometheus
     finally:
         process.terminate()
         try:
-            process.wait()
+            process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -98,9 +98,9 @@ def test_a_command_ends_at_once_when_its_container_is_stopped(image: str) -> Non
     options = [f"--env={name}={value}" for name, value in urls.items()]
     container = docker("run", "--detach", *options, image, "setup").strip()
     try:
-        eventually(lambda: "connector" in docker("top", container), what="the start of setup")
+        eventually(lambda: "connector" in docker("top", container), within=30, what="the start of setup")
         # Python itself takes a moment to the first line of ours.
-        eventually(lambda: _handles_sigterm(container), what="the start of setup")
+        eventually(lambda: _handles_sigterm(container), within=30, what="the start of setup")
         docker("stop", "--time=30", container)
         state = inspect(container)["State"]
         assert isinstance(state, dict)

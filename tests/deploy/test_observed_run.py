@@ -98,7 +98,7 @@ class Run:
         producer.produce(self.topic, b"no envelope")
         no_row = {"outbox_id": 10**12, "biz_type": "chat_history_persist", "payload": {"user_id": 1, "chat_id": "c"}}
         producer.produce(self.topic, json.dumps(no_row).encode())
-        producer.flush(60)
+        producer.flush(10)
         self.prometheus.await_firing(
             "OutboxDeadRows", "OutboxDeadLetters", "OutboxRowsMissing", "OutboxRetriesStorm", "OutboxHeldLong"
         )
@@ -121,7 +121,7 @@ class Run:
         self.prometheus.await_firing("OutboxSinkNotScraped", "OutboxSinkStalled", "OutboxConsumerLag")
         sink = self.start_sink()
         # One that has not met Kafka before Kafka goes away would wait for it no longer than its start deadline.
-        sink.wait_for_log("partitions_assigned")
+        sink.wait_for_log("partitions_assigned", within=45)
         return sink
 
     def kafka_goes_away(self) -> None:
@@ -140,7 +140,7 @@ class Run:
             for _ in range(BUDGET_MB // 4 + 2):
                 write_wal(self.connection, 4)
                 # Else it would be the reader's own lag, for which it gives the slot up.
-                eventually(lambda: self._lag() < 4 << 20, what="the reader's keeping up")
+                eventually(lambda: self._lag() < 4 << 20, within=20, what="the reader's keeping up")
             self.prometheus.await_firing("OutboxSlotNearBudget", "OutboxSlotOverBudget")
             forgotten.execute("rollback")
         # What a slot pins follows once the server has logged which transactions run.
@@ -168,7 +168,7 @@ class Run:
         """A row says that it is consumed, and is in no history."""
         # A sink proves what comes after its start: so let it have begun.
         proved = "max(outbox_connector_last_proof_timestamp)"
-        eventually(lambda: self.prometheus.value(proved) > 0, what="the first proof")
+        eventually(lambda: self.prometheus.value(proved) > 0, within=45, what="the first proof")
         say(self.connection, self.topic, 1, "never stored", status="consumed")
         self.prometheus.await_firing("OutboxUnproved")
         self.connection.execute(f"delete from {OUTBOX} where message_key like 'never stored%'")
@@ -177,14 +177,16 @@ class Run:
     def all_is_well(self, sink: Process) -> None:
         """What is dead is seen to, everything else is stored, and a new sink need not prove what was before it."""
         with self.database.connect() as connection:
-            eventually(lambda: statuses(connection).keys() == {"consumed", "dead"}, what="the storing of all")
+            eventually(
+                lambda: statuses(connection).keys() == {"consumed", "dead"}, within=60, what="the storing of all"
+            )
             assert statuses(connection)["dead"] == 2
             connection.execute(f"delete from {OUTBOX} where status = 'dead'")
         assert sink.stop() == 0
         self.start_sink()
-        eventually_none(self.prometheus.firing, what="the end of every alert")
+        eventually_none(self.prometheus.firing, within=60, what="the end of every alert")
         led = "min_over_time(max(outbox_connector_leader)[3s:500ms])"
-        eventually(lambda: self.prometheus.value(led) == 1, what="a reader's leading for three seconds")
+        eventually(lambda: self.prometheus.value(led) == 1, within=30, what="a reader's leading for three seconds")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from connector.enqueue import Outbox
 from connector.outbox import Table
 from connector.store.queries import Tables
 from connector.store.schema import migrate
-from tests.services.eventually import PATIENCE_SECONDS, eventually
+from tests.services.eventually import eventually
 from tests.services.kafka import Kafka
 from tests.services.postgres import Database, Postgres
 
@@ -106,11 +106,11 @@ class Demo:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def wait(self) -> int:
+    def wait(self, within: float = 60.0) -> int:
         """Wait for its end and return its exit code."""
-        code = self._process.wait(PATIENCE_SECONDS)
+        code = self._process.wait(within)
         if self._screen is not None:
-            self._screen.join(PATIENCE_SECONDS)
+            self._screen.join(10)
         return code
 
     def child(self, command: str) -> psutil.Process:
@@ -136,7 +136,7 @@ class Demo:
         if self._popen is not None and self.running:
             self.signal(signal.SIGTERM)
             try:
-                self.wait()
+                self.wait(30)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self.wait()
@@ -215,9 +215,9 @@ def test_on_a_terminal_a_panel_shows_the_pipeline_at_work(demo: Demo) -> None:
 def test_ctrl_c_at_any_moment_ends_all_of_it(demo: Demo, moment: Callable[[Demo], object]) -> None:
     """An interrupt ends the demo soon with exit code 130, and no file or process stays."""
     demo.start("--messages", "5000")
-    eventually(lambda: moment(demo), what="the moment")
+    eventually(lambda: moment(demo), within=40, what="the moment")
     demo.signal()
-    assert demo.wait() == 130, demo.output
+    assert demo.wait(within=20) == 130, demo.output
     assert "Traceback" not in demo.output
     assert demo.leftovers() == []
 
@@ -225,13 +225,13 @@ def test_ctrl_c_at_any_moment_ends_all_of_it(demo: Demo, moment: Callable[[Demo]
 def test_impatient_interrupts_do_not_cut_the_clean_up_short(demo: Demo) -> None:
     """However often Ctrl-C is pressed, what was started is ended and removed."""
     demo.start("--messages", "5000")
-    eventually(lambda: "stored" in demo.output, what="the flow of messages")
+    eventually(lambda: "stored" in demo.output, within=40, what="the flow of messages")
 
     def pressed_again() -> bool:
         demo.signal()
         return not demo.running
 
-    eventually(pressed_again, what="the end of the demo")
+    eventually(pressed_again, within=20, what="the end of the demo")
     assert demo.wait() == 130
     assert demo.leftovers() == []
 
@@ -239,7 +239,7 @@ def test_impatient_interrupts_do_not_cut_the_clean_up_short(demo: Demo) -> None:
 def test_a_process_that_dies_fails_the_demo_with_a_reason(demo: Demo) -> None:
     """A sink that was killed is named, the exit code is 1, and no file or process stays."""
     demo.start("--messages", "5000")
-    eventually(lambda: "stored" in demo.output, what="the flow of messages")
+    eventually(lambda: "stored" in demo.output, within=40, what="the flow of messages")
     demo.child("sink").kill()
     assert demo.wait() == 1
     assert "outbox-connector: the sink ended with code -9" in demo.output
@@ -265,11 +265,11 @@ def test_on_real_services_an_interrupted_demo_leaves_nothing_in_them(
     """Database, slot, topics and group are gone after Ctrl-C too."""
     arguments = ("--database", postgres.url, "--kafka", kafka.bootstrap_servers)
     demo.start("--messages", "5000", *arguments, variables=_options(kafka))
-    eventually(lambda: "stored" in demo.output, what="the flow of messages")
+    eventually(lambda: "stored" in demo.output, within=40, what="the flow of messages")
     name = _name_in(postgres)
     assert _remains(name, postgres, kafka) != []
     demo.signal()
-    assert demo.wait() == 130, demo.output
+    assert demo.wait(within=40) == 130, demo.output
     assert _remains(name, postgres, kafka) == []
 
 
@@ -281,7 +281,9 @@ def _name_in(postgres: Postgres) -> str:
     """Return the name of the only demo that has a database there; in Kafka there may be others, of other tests."""
     query = "select datname from pg_database where starts_with(datname, %s)"
     with psycopg.connect(postgres.url, autocommit=True) as connection:
-        record = eventually(lambda: connection.execute(query, [_NAME]).fetchone(), what="the database of the demo")
+        record = eventually(
+            lambda: connection.execute(query, [_NAME]).fetchone(), within=40, what="the database of the demo"
+        )
     assert record is not None
     return str(record[0])
 

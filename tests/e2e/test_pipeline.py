@@ -142,6 +142,7 @@ def let_late_conversations_begin(connection: psycopg.Connection[Any]) -> None:
         lambda: (
             connection.execute("select count(*) from agent_outbox_messages where retry_count > 0").fetchone() == (LATE,)
         ),
+        within=60,
         what="messages of late conversations failing",
     )
     connection.execute("insert into agent_chats select 'chat-' || n from generate_series(0, %s) n", [LATE - 1])
@@ -149,7 +150,7 @@ def let_late_conversations_begin(connection: psycopg.Connection[Any]) -> None:
 
 def await_progress(connection: psycopg.Connection[Any], before: int) -> None:
     """Wait until more messages are consumed than before."""
-    eventually(lambda: counts(connection).get("consumed", 0) > before, what="progress")
+    eventually(lambda: counts(connection).get("consumed", 0) > before, within=60, what="progress")
 
 
 def all_consumed(connection: psycopg.Connection[Any], messages: int) -> None:

@@ -156,7 +156,7 @@ class Pair:
             self.primary.one("select pg_log_standby_snapshot()")
             return bool(self.standby.one(query, slot))
 
-        eventually(there, what="the slot on the standby")
+        eventually(there, within=60, what="the slot on the standby")
 
     def close(self) -> None:
         """Stop both."""

@@ -87,7 +87,7 @@ class Load:
     def await_more(self, messages: int) -> None:
         """Wait until so many more are committed."""
         goal = self.committed + messages
-        eventually(lambda: self.committed >= goal, what=f"{messages} more messages")
+        eventually(lambda: self.committed >= goal, within=60, what=f"{messages} more messages")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -112,7 +112,7 @@ def stored(server: Server) -> int:
 
 def await_all_stored_once_and_in_order(server: Server) -> None:
     """Wait until every row that the server has is consumed, and hold history to it row by row."""
-    eventually(lambda: statuses(server).keys() == {"consumed"}, what="the consumption of every row")
+    eventually(lambda: statuses(server).keys() == {"consumed"}, within=60, what="the consumption of every row")
     with server.connect("app") as connection:
         differing = connection.execute(
             "select o.id, o.payload, h.* from agent_outbox_messages o full join chat_histories h on h.outbox_id = o.id"
@@ -145,7 +145,7 @@ def test_one_reader_that_knows_both_servers_goes_on_with_the_promoted_one(
             load.await_more(500)
             if failover_slots:
                 pair.await_synchronised(env["CONNECTOR_SLOT_NAME"])
-            eventually(lambda: stored(pair.primary) > 200, what="messages stored")
+            eventually(lambda: stored(pair.primary) > 200, within=30, what="messages stored")
             pair.primary.kill()
             pair.standby.promote()
             load.await_more(500)
@@ -171,7 +171,7 @@ def test_a_reader_beside_each_server_waits_ready_and_takes_over_on_promotion(
             load.await_more(500)
             if failover_slots:
                 pair.await_synchronised(env["CONNECTOR_SLOT_NAME"])
-            eventually(lambda: stored(pair.primary) > 200, what="messages stored")
+            eventually(lambda: stored(pair.primary) > 200, within=30, what="messages stored")
             eventually(lambda: readiness(second) == 200, what="the readiness of the reader beside the standby")
             assert (metric(second, "leader"), metric(second, "published_total")) == (0, 0)
             assert metric(second, 'outbox_rows{status="consumed"}') > 0
@@ -197,16 +197,16 @@ def test_what_the_promoted_server_has_not_got_of_the_sinks_work_is_done_again(
         reader = is_streaming(Process("reader", env=env).start())
         with pair.primary.connect("app") as app:
             enqueue(app, topic, 0, 100)
-            eventually(lambda: stored(pair.primary) == 100, what="the first messages stored")
+            eventually(lambda: stored(pair.primary) == 100, within=30, what="the first messages stored")
             pair.await_copy()
             # The rows get through, what is done with them does not.
             assert sink.stop() == 0
             enqueue(app, topic, 100, 300)
-            eventually(lambda: statuses(pair.primary).get("published") == 300, what="the publishing")
+            eventually(lambda: statuses(pair.primary).get("published") == 300, within=30, what="the publishing")
             pair.await_copy()
             pair.standby.cut_off()
             sink = Process("sink", env=env | {"CONNECTOR_POD_NAME": "sink-0"}).start()
-            eventually(lambda: stored(pair.primary) == 400, what="all messages stored")
+            eventually(lambda: stored(pair.primary) == 400, within=30, what="all messages stored")
         if restarted:
             assert sink.stop() == 0
         assert stored(pair.standby) == 100
@@ -217,7 +217,7 @@ def test_what_the_promoted_server_has_not_got_of_the_sinks_work_is_done_again(
             enqueue(app, topic, 400, 100)
         if restarted:
             sink = Process("sink", env=env | {"CONNECTOR_POD_NAME": "sink-0"}).start()
-        eventually(lambda: stored(pair.standby) == 500, what="all messages stored again")
+        eventually(lambda: stored(pair.standby) == 500, within=60, what="all messages stored again")
         await_all_stored_once_and_in_order(pair.standby)
         sink.wait_for_log("failover_noticed", gone_back=True)
         assert (reader.stop(), sink.stop()) == (0, 0)
@@ -233,12 +233,12 @@ def test_a_message_of_a_row_that_was_lost_is_never_taken_for_the_row_that_got_it
         with pair.primary.connect("app") as app:
             sink = Process("sink", env=env).start()
             enqueue(app, topic, 0, 40)
-            eventually(lambda: stored(pair.primary) == 40, what="the first messages stored")
+            eventually(lambda: stored(pair.primary) == 40, within=30, what="the first messages stored")
             assert sink.stop() == 0
             pair.await_copy()
             pair.standby.cut_off()
             enqueue(app, topic, 1_000, 200)
-            eventually(lambda: statuses(pair.primary).get("published") == 200, what="the publishing")
+            eventually(lambda: statuses(pair.primary).get("published") == 200, within=30, what="the publishing")
         pair.primary.kill()
         pair.standby.promote()
         with pair.standby.connect("app") as app:
@@ -262,7 +262,7 @@ def test_with_a_synchronous_standby_nothing_that_was_committed_is_lost(
         is_streaming(reader)
         with Load(pair.url, topic) as load:
             load.await_more(500)
-            eventually(lambda: stored(pair.primary) > 200, what="messages stored")
+            eventually(lambda: stored(pair.primary) > 200, within=30, what="messages stored")
             pair.primary.kill()
             pair.standby.promote()
             load.await_more(100)
@@ -278,7 +278,7 @@ def test_a_sink_that_is_led_to_a_standby_waits_and_blames_no_message(directory: 
         reader = is_streaming(Process("reader", env=env).start())
         with pair.primary.connect("app") as app:
             enqueue(app, topic, 0, 50)
-        eventually(lambda: statuses(pair.primary).get("published") == 50, what="the publishing")
+        eventually(lambda: statuses(pair.primary).get("published") == 50, within=30, what="the publishing")
         pair.await_copy()
         sink = Process("sink", env=at(pair.standby, env)).start()
         sink.wait_for_log("waiting_for_service")
@@ -291,6 +291,6 @@ def test_a_sink_that_is_led_to_a_standby_waits_and_blames_no_message(directory: 
             assert "Traceback" not in command.stderr + command.stdout
         pair.primary.kill()
         pair.standby.promote()
-        eventually(lambda: stored(pair.standby) == 50, what="all messages stored")
+        eventually(lambda: stored(pair.standby) == 50, within=60, what="all messages stored")
         await_all_stored_once_and_in_order(pair.standby)
         assert (reader.stop(), sink.stop()) == (0, 0)

@@ -91,7 +91,7 @@ class Pipeline:
         """Put a value into the topic that names no row."""
         producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers, "log_level": 0})
         producer.produce(self.topic, json.dumps({"no": "envelope"}).encode(), KEYS[0])
-        assert producer.flush(60) == 0
+        assert producer.flush(20) == 0
 
     def poison(self) -> None:
         """Enqueue a row that the database refuses twice and that is dead then, and one behind it that has to wait."""
@@ -115,9 +115,9 @@ class Pipeline:
         self.tend()
         return not self.unlike()
 
-    def prove(self) -> None:
+    def prove(self, within: float = 30.0) -> None:
         """Wait until every row is settled, then hold history to the outbox and the slot to its record."""
-        eventually(self.is_settled, what="the settling of every row")
+        eventually(self.is_settled, within=within, what="the settling of every row")
         stored = self.app.execute(
             f"select o.message_key, h.outbox_id from {HISTORY} as h left join {OUTBOX} as o on o.id = h.outbox_id"
             " order by h.id"
@@ -131,7 +131,7 @@ class Pipeline:
             assert ids == sorted(ids), f"the order of {key}: {ids}"
         paid = {outbox_id for (outbox_id,) in self.app.execute(f"select id from {OUTBOX} where retry_count > 0")}
         assert paid <= self.spent, "retries that are not the messages' fault"
-        eventually(self._is_slot_as_recorded, what="a slot that is as it is recorded")
+        eventually(self._is_slot_as_recorded, within=within, what="a slot that is as it is recorded")
 
     def _is_slot_as_recorded(self) -> bool:
         """Tell whether nothing is owed; the slot is never further than its record."""

@@ -28,13 +28,13 @@ def test_a_topic_that_is_forbidden_for_a_while_costs_retries_and_no_message(
     with forbidden(durable_own_kafka, own_topic):
         pipeline.spent.update(pipeline.enqueue(1))
         reason = f"select last_error from {OUTBOX} where status = 'pending' and retry_count > 0"
-        error = eventually(lambda: one(pipeline.app, reason), what="the refusal")
+        error = eventually(lambda: one(pipeline.app, reason), within=30, what="the refusal")
         assert own_topic in error
         assert "AUTHORIZATION" in error
-        eventually(lambda: readiness(sink) == 503, what="word of it from the sink")
+        eventually(lambda: readiness(sink) == 503, within=30, what="word of it from the sink")
         assert own_topic in sink.http("/readyz").body
-    pipeline.prove()
-    eventually(lambda: readiness(sink) == 200, what="readiness of the sink")
+    pipeline.prove(within=60)
+    eventually(lambda: readiness(sink) == 200, within=30, what="readiness of the sink")
     assert metric(reader, "retries_scheduled_total") >= 3
 
 
@@ -56,12 +56,12 @@ def test_what_follows_a_refused_message_is_not_published_before_the_refusal_is_o
         other.execute("select pg_advisory_xact_lock(1)")
         with forbidden(durable_own_kafka, own_topic, AclOperation.WRITE):
             pipeline.spent.add(pipeline.insert("key"))
-            eventually(lambda: metric(reader, "publish_failures_total") >= 1, what="the refusal")
+            eventually(lambda: metric(reader, "publish_failures_total") >= 1, within=30, what="the refusal")
         later = pipeline.insert("key")
         until = time.monotonic() + 2
         while time.monotonic() < until:
             assert pipeline.statuses()[later] == "pending"
-    pipeline.prove()
+    pipeline.prove(within=60)
 
 
 @pytest.mark.slow
@@ -88,15 +88,15 @@ def test_a_producer_that_is_throttled_waits(
 
     own_kafka.limit_producers(5_000)
     try:
-        eventually(is_throttled, what="messages that are in flight for longer")
-        pipeline.prove()
+        eventually(is_throttled, within=40, what="messages that are in flight for longer")
+        pipeline.prove(within=60)
     finally:
         own_kafka.limit_producers(None)
     assert metric(reader, "publish_failures_total") == 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_too_few_replicas_in_sync_are_waited_for(
     database: Database, durable_own_kafka: Kafka, new_pipeline: PipelineFactory
 ) -> None:
@@ -112,17 +112,17 @@ def test_too_few_replicas_in_sync_are_waited_for(
         before = pipeline.lsn()
         second.kill()
         pipeline.enqueue()
-        eventually(lambda: _in_sync(durable_own_kafka, topic) == {1}, what="the loss of a replica")
+        eventually(lambda: _in_sync(durable_own_kafka, topic) == {1}, within=30, what="the loss of a replica")
         _refused(durable_own_kafka, topic, "Not enough in-sync replicas")
         pipeline.enqueue(2)
         eventually(lambda: metric(reader, "in_flight_messages") == 21, what="all that is in flight")
         for process in (reader, sink):
-            eventually(lambda: readiness(process) == 200, what=f"readiness of {process.name}")  # noqa: B023
+            eventually(lambda: readiness(process) == 200, within=30, what=f"readiness of {process.name}")  # noqa: B023
         assert not pipeline.confirmed_beyond(before)
         _want_replicas(durable_own_kafka, topic, 1)
-        pipeline.prove()
+        pipeline.prove(within=60)
         for process in (reader, sink):
-            eventually(lambda: readiness(process) == 200, what=f"readiness of {process.name}")  # noqa: B023
+            eventually(lambda: readiness(process) == 200, within=30, what=f"readiness of {process.name}")  # noqa: B023
             assert process.returncode is None
         assert metric(reader, "retries_scheduled_total") == 0
 
@@ -132,7 +132,7 @@ def _want_replicas(kafka: Kafka, topic: str, replicas: int) -> None:
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[wanted])
     admin = kafka.admin()  # kept: a client that is thrown away takes its answers with it
     for altered in admin.incremental_alter_configs([resource]).values():
-        altered.result(60)
+        altered.result(20)
 
 
 def _in_sync(kafka: Kafka, topic: str) -> set[int]:
@@ -155,12 +155,12 @@ def _refused(kafka: Kafka, topic: str, why: str) -> None:
         {"bootstrap.servers": kafka.bootstrap_servers, "acks": "all", "debug": "msg", "log_level": 7, "logger": log}
     )
     producer.produce(topic, b"{}")
-    eventually(lambda: producer.poll(0.1) or any(why in line for line in said), what=why)
+    eventually(lambda: producer.poll(0.1) or any(why in line for line in said), within=20, what=why)
     producer.purge()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_a_disk_that_takes_no_more_is_an_outage(
     database: Database, durable_own_kafka: Kafka, own_topic: str, new_pipeline: PipelineFactory
 ) -> None:
@@ -173,15 +173,15 @@ def test_a_disk_that_takes_no_more_is_an_outage(
     durable_own_kafka.refuse_to_grow()
     pipeline.enqueue()
     for process in (reader, sink):
-        eventually(lambda: readiness(process) == 503, what=f"word of it from {process.name}")  # noqa: B023
+        eventually(lambda: readiness(process) == 503, within=40, what=f"word of it from {process.name}")  # noqa: B023
         assert process.http("/livez").status == 200
     pipeline.enqueue()
     assert not pipeline.confirmed_beyond(before)
     durable_own_kafka.start()
-    pipeline.prove()
+    pipeline.prove(within=60)
     # What the broker last knew of the group may be lost with its disk: a sink that is fenced by that is started again.
     for command in ("reader", "sink"):
-        eventually(lambda: readiness(pipeline.processes[command]) == 200, what=f"readiness of the {command}")  # noqa: B023
+        eventually(lambda: readiness(pipeline.processes[command]) == 200, within=30, what=f"readiness of the {command}")  # noqa: B023
     assert reader.returncode is None
     assert metric(reader, "retries_scheduled_total") == 0
 

@@ -86,7 +86,7 @@ def test_a_password_in_the_url_needs_a_restart_when_it_changes(
     rotate(pipeline)
     pipeline.enqueue()
     for process in processes:
-        eventually(lambda: _names_the_password(process), what=f"word of it from {process.name}")  # noqa: B023
+        eventually(lambda: _names_the_password(process), within=20, what=f"word of it from {process.name}")  # noqa: B023
         assert process.http("/livez").status == 200
         assert process.stop() == 0
         assert FIRST not in process.stderr

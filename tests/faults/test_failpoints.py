@@ -139,7 +139,7 @@ def test_a_crash_or_an_error_at_any_point_loses_doubles_and_reorders_nothing(pip
         failpoints = [f"{point}={action}@{crash.nth}", crash.also]
         process = pipeline.start(crash.command, CONNECTOR_FAILPOINTS=",".join(failpoints), **crash.variables)
         process.wait_for_log("failpoint_reached", point=point, action=action)
-        assert process.wait() == code
+        assert process.wait(20) == code
         assert catch_up_owed(pipeline.app) or point not in OWING
         if action == "kill" and crash.command == "reader":
             pipeline.start("sink")

@@ -75,9 +75,9 @@ def _survive(pipeline: Pipeline, proxy: TcpProxy, fault: str) -> tuple[Process, 
         pipeline.enqueue()
         proxy.restore()
     pipeline.enqueue()
-    pipeline.prove()
+    pipeline.prove(within=60)
     for process in processes:
-        eventually(lambda: readiness(process) == 200, what=f"readiness of {process.name}")  # noqa: B023
+        eventually(lambda: readiness(process) == 200, within=30, what=f"readiness of {process.name}")  # noqa: B023
         assert process.returncode is None
     return processes
 
@@ -153,7 +153,7 @@ def test_a_stream_that_makes_no_sense_stops_the_reader_and_loses_nothing(
     before = pipeline.lsn()
     proxy.tamper(lambda chunk: re.sub(INSERT, NONSENSE[what], chunk, count=1, flags=re.DOTALL))
     pipeline.enqueue()
-    assert reader.wait() == 1
+    assert reader.wait(20) == 1
     assert not pipeline.confirmed_beyond(before)
     proxy.tamper(lambda chunk: chunk)
     pipeline.prove()

@@ -99,9 +99,9 @@ def test_a_loop_that_is_stuck_is_not_alive_until_it_moves_again(
         try:
             assert held.reached.wait(30)
             clock.ahead += AN_HOUR
-            eventually(lambda: stuck(of_reader, of_sink) == {part}, what="word of the stuck part alone")
+            eventually(lambda: stuck(of_reader, of_sink) == {part}, within=20, what="word of the stuck part alone")
         finally:
             held.go.set()
-        eventually_none(lambda: stuck(of_reader, of_sink), what="life")
-        eventually(lambda: outbox.status(row) == "consumed", what="the message")
+        eventually_none(lambda: stuck(of_reader, of_sink), within=20, what="life")
+        eventually(lambda: outbox.status(row) == "consumed", within=20, what="the message")
     outbox.close()

@@ -24,7 +24,7 @@ def test_a_sink_that_hangs_and_wakes_up_stores_nothing_twice(pipeline: Pipeline,
     zombie._running().send_signal(signal.SIGSTOP)
     try:
         pipeline.enqueue()
-        pipeline.start("sink").wait_for_log("partitions_assigned", all=6)
+        pipeline.start("sink").wait_for_log("partitions_assigned", all=6, within=40)
         pipeline.enqueue()
         if point == "batch_committed":
             pipeline.prove()

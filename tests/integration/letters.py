@@ -11,4 +11,4 @@ def write_letter(
     """Write a letter whose message came from `topic` to its dead-letter topic, or to `dead`; `more` are headers."""
     told = {"dead_letter_reason": reason, "dead_letter_topic": topic, **more}
     producer.produce(dead or f"{topic}.dead", value, b"key", headers={"traceparent": "00-1", **told})
-    assert producer.flush(60) == 0
+    assert producer.flush(20) == 0

@@ -23,7 +23,7 @@ from confluent_kafka.admin import (
 from connector.cli.composition import setup_options
 from connector.ops.setup import setup
 from connector.settings import load_settings
-from tests.services import PATIENCE_SECONDS, Kafka, Process, eventually, eventually_none
+from tests.services import Kafka, Process, eventually, eventually_none
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -76,10 +76,11 @@ def one(connection: Connection, query: str, arguments: Sequence[object] = ()) ->
     return None if record is None else record[0]
 
 
-def all_published(connection: Connection) -> None:
+def all_published(connection: Connection, within: float = 20.0) -> None:
     """Wait until no row is pending."""
     eventually(
         lambda: one(connection, f"select count(*) from {OUTBOX} where status = 'pending'") == 0,
+        within=within,
         what="the publishing of every row",
     )
 
@@ -106,13 +107,13 @@ def forbidden(
     rules = [(AclOperation.ALL, AclPermissionType.ALLOW if operations else AclPermissionType.DENY)]
     rules += [(operation, AclPermissionType.DENY) for operation in operations]
     for made in admin.create_acls([AclBinding(*resource, "User:*", "*", *rule) for rule in rules]).values():
-        made.result(60)
+        made.result(20)
     try:
         yield
     finally:
         mine = AclBindingFilter(*resource, "User:*", "*", AclOperation.ANY, AclPermissionType.ANY)
         for removed in admin.delete_acls([mine]).values():
-            removed.result(60)
+            removed.result(20)
 
 
 def readiness(process: Process) -> int:
@@ -187,12 +188,12 @@ class Tap:
                 )
         return self.sent
 
-    def until(self, condition: Callable[[list[Sent]], object], what: str = "") -> list[Sent]:
+    def until(self, condition: Callable[[list[Sent]], object], within: float = 20.0, what: str = "") -> list[Sent]:
         """Read until the messages seen so far satisfy a condition; return them."""
-        eventually(lambda: condition(self.read()), what=what or "the arrival of the messages")
+        eventually(lambda: condition(self.read()), within=within, what=what or "the arrival of the messages")
         return self.sent
 
-    def has(self, ids: Iterable[int]) -> list[Sent]:
+    def has(self, ids: Iterable[int], within: float = 20.0) -> list[Sent]:
         """Read until a copy of each of these rows is there; return everything seen so far."""
         missing, looked_at = set(ids), 0
 
@@ -203,7 +204,7 @@ class Tap:
             looked_at = len(sent)
             return missing
 
-        eventually_none(not_here, what=f"the arrival of {len(missing)} messages")
+        eventually_none(not_here, within=within, what=f"the arrival of {len(missing)} messages")
         return self.sent
 
     def __enter__(self) -> Self:
@@ -218,7 +219,7 @@ def _headers(message: Message) -> list[tuple[str, bytes]]:
     return [(name, content or b"") for name, content in headers or []]
 
 
-def is_streaming(process: Process, within: float = PATIENCE_SECONDS) -> Process:
+def is_streaming(process: Process, within: float = 20.0) -> Process:
     """Wait until a reader streams; return it."""
     process.wait_for_log("streaming", within=within)
     return process

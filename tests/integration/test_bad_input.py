@@ -43,7 +43,7 @@ class Forger:
         for value in values:
             headers: list[tuple[str, str | bytes | None]] = [("traceparent", b"00-1")]
             self._producer.produce(self._topic, value, key, partition=0, headers=headers)
-        assert self._producer.flush(60) == 0
+        assert self._producer.flush(20) == 0
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def envelope(
     return json.dumps(document).encode()
 
 
-def wait_for(outbox: OutboxTable, outbox_id: int, status: str) -> None:
+def wait_for(outbox: OutboxTable, outbox_id: int, status: str, within: float = 30.0) -> None:
     """Wait until a row has that status."""
-    eventually(lambda: outbox.status(outbox_id) == status, what=f"row {outbox_id} becoming {status}")
+    eventually(lambda: outbox.status(outbox_id) == status, within=within, what=f"row {outbox_id} becoming {status}")
 
 
 def committed(kafka: Kafka, env: dict[str, str], partition: int = 0) -> int:
@@ -167,11 +167,11 @@ def test_nothing_is_skipped_while_the_dead_letter_topic_is_missing(
     after = outbox.new()
     forge(b"no envelope", envelope(after))
     sink = connector("sink", CONNECTOR_DEAD_LETTER_TOPIC=missing)
-    sink.wait_for_log("batch_postponed")
+    sink.wait_for_log("batch_postponed", within=40)
     assert committed(complete_kafka, connector_env) == 0
     assert outbox.history() == []
     _create(complete_kafka, missing, {})
-    wait_for(outbox, after, "consumed")
+    wait_for(outbox, after, "consumed", within=60)
     with Tap(complete_kafka, missing, partitions=1) as tap:
         letters: list[Sent] = tap.until(lambda sent: sent)
     assert {letter.value for letter in letters} == {b"no envelope"}
@@ -291,7 +291,7 @@ def test_a_row_that_the_database_refuses_is_retried_then_dead_and_its_neighbours
     behind, other = outbox.new("b", topic), outbox.new("c", topic)
     connector("reader")
     sink = connector("sink")
-    retry = sink.wait_for_log("retry_scheduled", outbox_id=bad)
+    retry = sink.wait_for_log("retry_scheduled", outbox_id=bad, within=30)
     assert retry["due_in_seconds"] == pytest.approx(1, abs=0.3)
     wait_for(outbox, bad, "dead")
     row = outbox.row(bad)
@@ -313,7 +313,7 @@ def test_a_message_that_arrives_before_its_conversation_is_stored_once_that_is_t
     rows = [outbox.new(topic=topic, payload={**PAYLOAD, "chat_id": "chat-2"}) for _ in range(3)]
     connector("reader")
     sink = connector("sink")
-    sink.wait_for_log("retry_scheduled", outbox_id=rows[0])
+    sink.wait_for_log("retry_scheduled", outbox_id=rows[0], within=30)
     outbox.connection.execute("insert into agent_chats values ('chat-2')")
     wait_for(outbox, rows[-1], "consumed")
     assert outbox.history() == rows
@@ -331,7 +331,7 @@ def test_text_with_a_nul_is_retried_then_dead_and_its_neighbours_are_stored(
     forge(envelope(bad, odd), key=b"b")
     forge(envelope(after), key=b"c")
     sink = connector("sink")
-    sink.wait_for_log("retry_scheduled", outbox_id=bad)
+    sink.wait_for_log("retry_scheduled", outbox_id=bad, within=30)
     row = outbox.row(bad)
     assert (row.status, row.retry_count) == ("pending", 1)
     assert row.due_in == pytest.approx(1, abs=0.05)
@@ -419,7 +419,7 @@ def test_a_topic_that_nobody_made_is_retried_then_dead_and_other_topics_go_on(
     connector("sink")
     wait_for(outbox, good, "consumed")
     for outbox_id in (lost, impossible):
-        wait_for(outbox, outbox_id, "dead")
+        wait_for(outbox, outbox_id, "dead", within=60)
         retry = reader.wait_for_log("retry_scheduled", outbox_id=outbox_id)
         assert retry["due_in_seconds"] == pytest.approx(1, abs=0.3)
         assert outbox.row(outbox_id).retry_count == 2
@@ -457,10 +457,10 @@ def test_messages_for_a_topic_that_is_made_meanwhile_arrive(
     late = f"{topic}.late"
     rows = [outbox.new(topic=late) for _ in range(3)]
     reader = connector("reader")
-    reader.wait_for_log("retry_scheduled", outbox_id=rows[0])
+    reader.wait_for_log("retry_scheduled", outbox_id=rows[0], within=40)
     _create(complete_kafka, late, {})
     for outbox_id in rows:
-        wait_for(outbox, outbox_id, "published")
+        wait_for(outbox, outbox_id, "published", within=40)
     with Tap(complete_kafka, late, partitions=1) as tap:
         assert [sent.outbox_id for sent in tap.has(rows)] == rows
 
@@ -488,7 +488,7 @@ def test_every_problem_of_the_configuration_is_told_at_once_without_secrets(comm
             "CONNECTOR_CONSUMER_ENABLE_AUTO_OFFSET_STORE": "true",
         },
     ).start()
-    assert process.wait() == 78
+    assert process.wait(20) == 78
     told = {line.partition("CONNECTOR_")[2].partition(":")[0] for line in process.stderr.splitlines()}
     assert told == {
         "DATABASE_URL",
@@ -515,7 +515,7 @@ def test_a_port_that_is_taken_is_a_problem_of_the_configuration(
     sink = connector("sink")
     port = sink.wait_for_log("http_listening")["port"]
     second = connector("sink", CONNECTOR_HTTP_PORT=str(port))
-    assert second.wait() == 78
+    assert second.wait(20) == 78
     assert "CONNECTOR_HTTP_PORT" in second.stderr
 
 
@@ -528,4 +528,4 @@ def _named_size(error: str | None) -> int:
 def _create(kafka: Kafka, topic: str, config: dict[str, str]) -> None:
     admin = kafka.admin()
     for created in admin.create_topics([NewTopic(topic, 1, 1, config=config)]).values():
-        created.result(60)
+        created.result(20)

@@ -70,9 +70,10 @@ def test_a_running_pipeline_is_seen_and_its_message_told_from_creation_to_histor
     is_streaming(connector("reader"))
     connector("sink")
     outbox_id = outbox.new("chat-1", topic)
-    eventually(lambda: outbox.status(outbox_id) == "consumed", what="the storing of the message")
+    eventually(lambda: outbox.status(outbox_id) == "consumed", within=30, what="the storing of the message")
     now = eventually(
         lambda: (now := console.now())["slot"]["active"] and now["consumer"]["lag"] == 0 and now["latency"] and now,
+        within=30,
         what="a look at all of the pipeline",
     )
     assert now["consumer"]["members"] == 1
@@ -353,36 +354,36 @@ def test_the_last_proofs_of_reconcile_and_of_the_sinks_are_shown(
     """What was compared, when, by whom and what was found, the latest of each; a proof of less does not hide more."""
     is_streaming(connector("reader"))
     sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2", CONNECTOR_POD_NAME="sink-0")
-    eventually(lambda: metric(sink, "last_proof_timestamp"), what="the sink's first proof")
+    eventually(lambda: metric(sink, "last_proof_timestamp"), within=20, what="the sink's first proof")
     outbox_id = outbox.new("chat-1", topic)
     lost = outbox.new("chat-2", topic)
     outbox.connection.execute("update agent_outbox_messages set status = 'consumed' where id = %s", [lost])
-    eventually(lambda: outbox.status(outbox_id) == "consumed", what="the storing of the message")
+    eventually(lambda: outbox.status(outbox_id) == "consumed", within=30, what="the storing of the message")
     outbox.connection.execute("delete from chat_histories where outbox_id = %s", [lost])
 
     def recorded() -> dict[str, Any]:
         return {proof["prover"]: proof for proof in console.ask("/api/proof").json()["recorded"]}
 
-    eventually(lambda: recorded()["sink"]["damaged"], what="the sink's finding the damage")
+    eventually(lambda: recorded()["sink"]["damaged"], within=20, what="the sink's finding the damage")
     by_sink = recorded()["sink"]
     assert (by_sink["kinds"], by_sink["samples"]) == ({"missing": 1}, [{"id": str(lost), "why": "missing"}])
     assert by_sink["by"].endswith("@sink-0")
-    assert connector("reconcile", "--since", "2h").wait() == 1
+    assert connector("reconcile", "--since", "2h").wait(60) == 1
     proof = recorded()["reconcile"]
     assert (proof["damaged"], proof["covers"]) == (1, "2 messages, those of the last 2h")
     assert proof["samples"] == [{"id": str(lost), "why": "missing: consumed, and not in history"}]
 
     other = connector("sink", CONNECTOR_PROOF_SECONDS="0.2", CONNECTOR_POD_NAME="sink-1")
     other.wait_for_log("partitions_assigned")
-    eventually(lambda: metric(other, "last_proof_timestamp"), what="a proof by a sink that came later")
+    eventually(lambda: metric(other, "last_proof_timestamp"), within=20, what="a proof by a sink that came later")
     assert recorded()["sink"]["damaged"] == 1
     outbox.connection.execute(
         "insert into chat_histories (user_id, chat_id, message_content, role, outbox_id)"
         " select user_id, chat_id, message_content, role, %s from chat_histories where outbox_id = %s",
         [lost, outbox_id],
     )
-    eventually(lambda: recorded()["sink"]["damaged"] == 0, what="a proof that finds nothing")
-    assert connector("reconcile").wait() == 0
+    eventually(lambda: recorded()["sink"]["damaged"] == 0, within=20, what="a proof that finds nothing")
+    assert connector("reconcile").wait(60) == 0
     assert (recorded()["reconcile"]["damaged"], recorded()["reconcile"]["covers"]) == (0, "2 messages")
 
 
@@ -403,7 +404,7 @@ def test_the_page_outlives_an_outage_of_the_database_and_recovers(
         answer = console.ask("/api/dead")
         assert (answer.status, "PostgreSQL" in answer.text) == (503, True)
         proxy.restore()
-        eventually(lambda: console.now()["problems"] == [], what="the recovery")
+        eventually(lambda: console.now()["problems"] == [], within=30, what="the recovery")
         assert console.now()["outbox"] is not None
         assert console.ask("/api/dead").json() == {"groups": []}
     assert "tell-nobody" not in json.dumps(now) + answer.text + console.process.stderr
@@ -432,7 +433,7 @@ def test_before_setup_the_page_names_setup(connector: Start) -> None:
     assert "outbox-connector setup" in console.ask("/api/dead").text
     assert "outbox-connector setup" in console.ask("/api/letters").text
     os.kill(console.process.pid, signal.SIGINT)
-    assert console.process.wait() == 0
+    assert console.process.wait(20) == 0
 
 
 def test_only_names_of_this_machine_reach_a_console_that_serves_only_it(

@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> str:
 
 def wait_for(outbox: OutboxTable, outbox_id: int, status: str = "consumed") -> None:
     """Wait until a row has that status."""
-    eventually(lambda: outbox.status(outbox_id) == status, what=f"row {outbox_id} becoming {status}")
+    eventually(lambda: outbox.status(outbox_id) == status, within=30, what=f"row {outbox_id} becoming {status}")
 
 
 def test_a_handler_of_another_package_stores_its_messages_beside_the_built_in_one(
@@ -93,7 +93,7 @@ def test_messages_of_a_handler_wait_for_its_table(
     row = outbox.new("c1", topic, {"chat_id": "c1", "title": "one"}, biz_type="chat_title_changed")
     connector("reader")
     sink = connector("sink", PYTHONPATH=path)
-    postponed = sink.wait_for_log("batch_postponed")
+    postponed = sink.wait_for_log("batch_postponed", within=30)
     assert "chat_titles" in postponed["error"]
     assert readiness(sink) == 503
     outbox.connection.execute(_table_of_the_example())
@@ -145,7 +145,7 @@ def test_a_defect_of_a_handler_costs_only_the_message_that_shows_it(
     after = outbox.new("key", topic, {"value": "2"}, biz_type="value")
     connector("reader")
     sink = connector("sink", PYTHONPATH=path)
-    sink.wait_for_log("retry_scheduled", outbox_id=bad)
+    sink.wait_for_log("retry_scheduled", outbox_id=bad, within=30)
     wait_for(outbox, bad, "dead")
     wait_for(outbox, after)
     assert sink.returncode is None
@@ -174,7 +174,7 @@ def test_a_handler_that_is_none_is_a_problem_of_the_configuration(
     source.parent.mkdir()
     source.write_text(BROKEN_HANDLERS, "utf-8")
     sink = connector("sink", PYTHONPATH=installed(tmp_path / "packages", "strange", entry_points, source))
-    assert sink.wait() == 78
+    assert sink.wait(20) == 78
     assert told in sink.stderr
 
 

@@ -58,10 +58,10 @@ def chat(extra: str = "null", content: str = "hello", chat_id: str = "chat-1", u
     return f'{known[:-1]}, "extra": {extra}}}'
 
 
-def settled(outbox: OutboxTable, ids: list[int]) -> None:
+def settled(outbox: OutboxTable, ids: list[int], within: float = 60.0) -> None:
     """Wait until each of these rows is consumed or dead."""
     query = f"select count(*) from {OUTBOX} where id = any(%s) and status in ('consumed', 'dead')"
-    eventually(lambda: one(outbox.connection, query, [ids]) == len(ids), what="the settling of all rows")
+    eventually(lambda: one(outbox.connection, query, [ids]) == len(ids), within=within, what="the settling of all rows")
 
 
 def assert_in_kafka_as_in_the_table(outbox: OutboxTable, tap: Tap, ids: list[int]) -> None:
@@ -86,7 +86,7 @@ class Seen:
 
 
 def _unparsed(tap: Tap, ids: list[int]) -> list[Seen]:
-    sent = tap.until(lambda sent: len(sent) >= len(ids))
+    sent = tap.until(lambda sent: len(sent) >= len(ids), within=60)
     return [Seen(message.key, message.value, message.headers) for message in sent]
 
 

@@ -73,18 +73,18 @@ def test_every_metric_is_true_of_a_run(
         payload = {"user_id": 1, "chat_id": "gone", "role": "user", "message_content": "gone"}
         gone = {"outbox_id": 10**12, "biz_type": "chat_history_persist", "payload": payload}
         producer.produce(topic, json.dumps(gone).encode())
-        producer.flush(60)
+        producer.flush(10)
 
-        eventually(lambda: page(sink)["held_messages"] == REFUSED - 1, what="the holding of messages")
+        eventually(lambda: page(sink)["held_messages"] == REFUSED - 1, within=20, what="the holding of messages")
         waiting = f"from {OUTBOX} where status in ('pending', 'published')"
         age = page(sink)["oldest_unconsumed_age_seconds"]
         assert 0 < age <= one(connection, f"select extract(epoch from clock_timestamp() - min(created_at)) {waiting}")
         connection.execute("alter table chat_histories drop constraint refused")
         settled = {"consumed": GOOD + REFUSED, "dead": 3}
-        eventually(lambda: statuses(connection) == settled, what="the settling of every message")
-        eventually(lambda: page(sink)["skipped_total missing"] == 1, what="the skipping of what has no row")
+        eventually(lambda: statuses(connection) == settled, within=60, what="the settling of every message")
+        eventually(lambda: page(sink)["skipped_total missing"] == 1, within=20, what="the skipping of what has no row")
 
-        eventually(lambda: page(reader)["in_flight_messages"] == 0, what="an idle reader")
+        eventually(lambda: page(reader)["in_flight_messages"] == 0, within=20, what="an idle reader")
         of_reader = page(reader)
         of_sink = page(sink)
         retries = one(connection, f"select sum(retry_count) from {OUTBOX}")

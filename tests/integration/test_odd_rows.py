@@ -22,7 +22,7 @@ def outbox(database: Database, connector_env: dict[str, str]) -> Iterator[Outbox
 
 def wait_for(outbox: OutboxTable, outbox_id: int, status: str) -> None:
     """Wait until a row has that status."""
-    eventually(lambda: outbox.status(outbox_id) == status, what=f"row {outbox_id} becoming {status}")
+    eventually(lambda: outbox.status(outbox_id) == status, within=30, what=f"row {outbox_id} becoming {status}")
 
 
 def test_rows_whose_ids_no_message_could_carry_are_dead_at_once(
@@ -75,7 +75,7 @@ def test_a_row_that_was_changed_at_the_end_of_time_is_retried(
     connector("reader")
     connector("sink")
     failed = "select retry_count > 0 from agent_outbox_messages"
-    eventually(lambda: one(outbox.connection, failed), what="its failure")
+    eventually(lambda: one(outbox.connection, failed), within=30, what="its failure")
     outbox.connection.execute("insert into agent_chats values ('chat-1')")
     wait_for(outbox, outbox_id, "consumed")
 
@@ -93,7 +93,7 @@ def test_nothing_is_published_before_a_refusal_is_written_to_its_row(
             waiting = (
                 "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
             )
-            eventually(lambda: other.execute(waiting).fetchone() == (1,), what="the refusal to be written")
+            eventually(lambda: other.execute(waiting).fetchone() == (1,), within=30, what="the refusal to be written")
             later = outbox.new("key", topic)
             with Tap(kafka, topic) as tap:
                 assert later not in {sent.outbox_id for sent in tap.read(1.0)}

@@ -44,8 +44,8 @@ def test_a_producer_goes_on_only_when_all_of_the_other_ones_messages_have_arrive
         eventually(turn, what="a pipe that is open again")
         publish(2)
         assert not publishing._publisher.may_change(backlog=True)
-        eventually(lambda: turn() and not publishing.in_flight, what="the arrival of them both")
-        eventually(lambda: turn() and publishing._publisher.may_change(backlog=True), what="the change")
+        eventually(lambda: turn() and not publishing.in_flight, within=30, what="the arrival of them both")
+        eventually(lambda: turn() and publishing._publisher.may_change(backlog=True), within=30, what="the change")
         publish(3)
         eventually(lambda: turn() and not publishing.in_flight, what="the last message's arrival")
         assert [sent.outbox_id for sent in tap.has([3])] == [1, 2, 3]
@@ -75,7 +75,7 @@ def test_a_reader_that_was_behind_rests_when_it_has_read_everything(
             seconds_later(2)
             return int(process.num_ctx_switches().voluntary - before)
 
-        eventually(lambda: woken_in_two_seconds() < 100, what="a reader that rests")
+        eventually(lambda: woken_in_two_seconds() < 100, within=30, what="a reader that rests")
         # Nothing has told it that the backlog is over: what comes next does.
         enqueue(app, topic, "key", 1)
         all_published(app)

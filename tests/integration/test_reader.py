@@ -225,7 +225,7 @@ def test_an_unknown_topic_is_retried_with_backoff(
     (outbox_id,) = enqueue(app, f"{topic}-nowhere", "key", 1)
     tap.has(enqueue(app, topic, "key", 2))
     query = f"select last_error from {OUTBOX} where id = %s and status = 'pending' and retry_count >= 1"
-    error = eventually(lambda: one(app, query, [outbox_id]), what="the scheduled retry")
+    error = eventually(lambda: one(app, query, [outbox_id]), within=20, what="the scheduled retry")
     assert f"{topic}-nowhere" in error
     assert one(app, f"select next_retry_at > updated_at from {OUTBOX} where id = %s", [outbox_id])
     assert metric(reader, "retries_scheduled_total") >= 1
@@ -241,7 +241,7 @@ def test_rows_are_not_lost_to_a_batch_that_the_topic_refuses(
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[limit])
     admin = kafka.admin()
     for changed in admin.incremental_alter_configs([resource]).values():
-        changed.result(60)
+        changed.result(20)
     # These go the way of retries, where no stream would bring them again.
     with app.transaction():
         ids = enqueue(app, topic, "key", *range(2_000), due_in=3600)
@@ -358,7 +358,7 @@ def test_what_no_hint_announces_is_found_by_the_sweep(reader: Process, app: Conn
     app.execute(
         f"update {OUTBOX} set status = 'pending', next_retry_at = now(), retry_count = 1 where id = %s", [ids[1]]
     )
-    tap.until(lambda sent: len(sent) == 4, what="the sweep")
+    tap.until(lambda sent: len(sent) == 4, within=60, what="the sweep")
     all_published(app)
     assert sorted(message.outbox_id for message in tap.sent[2:]) == ids
 
@@ -389,7 +389,7 @@ def test_a_reader_that_is_told_to_stop_leaves_nothing_to_repeat(  # noqa: PLR091
 def test_an_idle_reader_ends_quickly_on_a_signal(reader: Process, how: signal.Signals) -> None:
     """Either signal ends it with exit code 0 within seconds."""
     reader._running().send_signal(how)
-    assert reader.wait(10) == 0
+    assert reader.wait(5) == 0
 
 
 def test_a_reader_that_streams_is_ready_and_one_without_a_publication_is_not(
@@ -405,9 +405,9 @@ def test_a_reader_that_streams_is_ready_and_one_without_a_publication_is_not(
     assert publication in answer.body
     assert process.http("/livez").status == 200
     set_up(connector_env)
-    eventually(lambda: readiness(process) == 200, what="readiness")
+    eventually(lambda: readiness(process) == 200, within=15, what="readiness")
     # Standing by is being ready too, as long as the server has not let go of the last session's lock.
-    eventually(lambda: metric(process, "leader") == 1, what="leading")
+    eventually(lambda: metric(process, "leader") == 1, within=15, what="leading")
 
 
 def test_without_a_publication_the_reader_gives_up_at_its_deadline(
@@ -416,7 +416,7 @@ def test_without_a_publication_the_reader_gives_up_at_its_deadline(
     """What `setup` makes is missing: exit 78, and the words name the remedy."""
     app.execute(f"drop publication {connector_env['CONNECTOR_PUBLICATION_NAME']}")
     process = connector("reader", CONNECTOR_START_DEADLINE_SECONDS="1")
-    assert process.wait() == 78
+    assert process.wait(20) == 78
     assert "outbox-connector setup" in process.stderr
 
 
@@ -436,7 +436,7 @@ def test_a_service_that_stays_away_past_the_deadline_ends_the_reader(
     process = connector("reader", CONNECTOR_START_DEADLINE_SECONDS="1", **variables)
     assert process.http("/readyz").status == 503
     assert process.http("/livez").status == 200
-    assert process.wait() == 69
+    assert process.wait(20) == 69
 
 
 def test_metrics_tell_what_happened(reader: Process, app: Connection, tap: Tap, topic: str) -> None:
@@ -470,8 +470,8 @@ def test_a_transaction_of_fifty_thousand_rows_stays_small_in_memory(
 ) -> None:
     """Rows go out as they arrive; resident memory stays below 120 MB, and every row arrives in order."""
     enqueue_many(app, topic, 50_000, bytes_each=320)
-    tap.until(lambda sent: len(sent) >= 50_000)
-    all_published(app)
+    tap.until(lambda sent: len(sent) >= 50_000, within=60)
+    all_published(app, within=60)
     assert reader.peak_rss_mb < 120
     assert len({message.outbox_id for message in tap.sent}) == len(tap.sent) == 50_000
     assert in_order(tap.sent)

@@ -259,7 +259,7 @@ def test_a_publication_made_again_by_setup_loses_nothing(
     ids += some(app, topic)
     if not running:
         connector("reader")
-    tap.has(ids)
+    tap.has(ids, within=25)
     all_published(app)
     assert in_order(tap.sent)
 
@@ -300,15 +300,15 @@ def test_a_publication_that_somebody_spoils_while_the_reader_streams_loses_nothi
     tap.has(ids)
     app.execute(spoil)
     ids += some(app, topic)
-    eventually(lambda: "setup" in reader.http("/readyz").body, what="the loss of readiness")
+    eventually(lambda: "setup" in reader.http("/readyz").body, within=20, what="the loss of readiness")
     assert readiness(reader) == 503
     app.execute(mend)
     ids += some(app, topic)
-    tap.has(ids)
+    tap.has(ids, within=20)
     all_published(app)
     assert in_order(tap.sent)
     assert "overlooked_rows_found" not in reader.stderr
-    eventually(lambda: readiness(reader) == 200, what="readiness")
+    eventually(lambda: readiness(reader) == 200, within=15, what="readiness")
 
 
 def test_a_publication_made_again_by_hand_at_once_loses_nothing(
@@ -323,7 +323,7 @@ def test_a_publication_made_again_by_hand_at_once_loses_nothing(
     ids += some(app, topic)
     app.execute(create)
     ids += some(app, topic)
-    tap.has(ids)
+    tap.has(ids, within=20)
     all_published(app)
     assert in_order(tap.sent)
     assert "overlooked_rows_found" not in reader.stderr
@@ -361,7 +361,7 @@ def test_a_slot_that_the_server_has_invalidated_is_replaced(
             query = "select wal_status = 'lost' from pg_replication_slots where slot_name = %s"
             return bool(one(app, query, [slot_of(env)]))
 
-        eventually(lost, what="the invalidation")
+        eventually(lost, within=60, what="the invalidation")
         ids += some(app, topic)
         second = is_streaming(Process("reader", env=env).start())
         second.wait_for_log("slot_made", remedy="replace")
@@ -393,10 +393,10 @@ def test_a_slot_that_is_invalidated_under_a_reader_that_lags_is_replaced(
             app.execute("checkpoint")
             return any(event["event"] == "slot_made" and event["remedy"] == "replace" for event in reader.events)
 
-        eventually(replaced, what="the making of another slot")
+        eventually(replaced, within=60, what="the making of another slot")
         ids += some(app, topic)
         proxy.restore()
-        tap.has(ids)
+        tap.has(ids, within=30)
         all_published(app)
         assert in_order(tap.sent)
         eventually(lambda: not catch_up_owed(app), what="the end of the catch-up")
@@ -409,7 +409,7 @@ def test_a_slot_of_another_kind_is_refused(app: Connection, connector: Start, co
     reader = connector(
         "reader", CONNECTOR_SLOT_NAME=f"{slot_of(connector_env)}_x", CONNECTOR_START_DEADLINE_SECONDS="1"
     )
-    assert reader.wait() == 78
+    assert reader.wait(20) == 78
     assert "CONNECTOR_SLOT_NAME" in reader.stderr
 
 
@@ -431,7 +431,9 @@ def test_a_second_reader_stands_by_and_takes_over_after_a_crash(
     ids += some(app, topic)
     leader.kill()
     ids += some(app, topic)
-    is_streaming(other, within=10)
+    started = time.monotonic()
+    is_streaming(other, within=5)
+    assert time.monotonic() - started < 5
     tap.has(ids)
     assert in_order(tap.sent)
     assert metric(other, "leader") == 1
@@ -447,7 +449,7 @@ def test_a_standby_takes_over_at_once_from_a_leader_that_stops(
     ids = some(app, topic)
     tap.has(ids)
     assert leader.stop() == 0
-    is_streaming(other, within=8)
+    is_streaming(other, within=3)
     ids += some(app, topic)
     tap.has(ids)
     all_published(app)
@@ -465,11 +467,11 @@ def test_a_leader_that_hangs_is_replaced(app: Connection, connector: Start, tap:
     leader._running().send_signal(signal.SIGSTOP)
     try:
         ids += some(app, topic)
-        is_streaming(other, within=30)
+        is_streaming(other, within=20)
         tap.has(ids)
     finally:
         leader._running().send_signal(signal.SIGCONT)
-    leader.wait_for_log("standing_by")
+    leader.wait_for_log("standing_by", within=15)
     ids += some(app, topic)
     tap.has(ids)
     all_published(app)
@@ -485,8 +487,8 @@ def test_a_stale_walsender_is_ended_not_waited_for(  # noqa: PLR0917 - fixtures
     try:
         stale.start(slot_of(connector_env), connector_env["CONNECTOR_PUBLICATION_NAME"], 0)
         reader = connector("reader")
-        assert reader.wait_for_log("stale_walsender_ended", within=10)["pid"] == stale.backend_pid
-        is_streaming(reader, within=10)
+        assert reader.wait_for_log("stale_walsender_ended", within=5)["pid"] == stale.backend_pid
+        is_streaming(reader, within=5)
         ids = some(app, topic)
         tap.has(ids)
     finally:
@@ -569,18 +571,18 @@ def test_a_crash_of_the_database_is_survived(
         enqueue_many(app, topic, 5_000)
         tap.until(lambda sent: sent)
     own_postgres.stop("immediate")
-    eventually(lambda: readiness(reader) == 503, what="readiness lost")
+    eventually(lambda: readiness(reader) == 503, within=15, what="readiness lost")
     assert reader.http("/livez").status == 200
     own_postgres.start()
     with own_database.connect() as app:
         enqueue_many(app, topic, 500)
         # A crash makes the sequence skip a few numbers.
-        tap.has([outbox_id for (outbox_id,) in app.execute(f"select id from {OUTBOX}")])
+        tap.has([outbox_id for (outbox_id,) in app.execute(f"select id from {OUTBOX}")], within=30)
         all_published(app)
         ids = some(app, topic)
         tap.has(ids)
         assert in_order(tap.sent)
-    eventually(lambda: readiness(reader) == 200, what="readiness")
+    eventually(lambda: readiness(reader) == 200, within=15, what="readiness")
     assert reader.stop() == 0
 
 
@@ -616,7 +618,7 @@ def test_what_reaches_kafka_only_while_it_is_looked_for_is_found(kafka: Kafka, t
     sent = AlreadySent(clients, clients.admin(), "a group", time.time())
     for row in (first, later):
         producer.produce(topic, encode_envelope(row), row.key)
-        assert producer.flush(60) == 0
+        assert producer.flush(20) == 0
         assert sent.has(row)
     assert not sent.has(never)
     sent.close()
@@ -629,7 +631,7 @@ def test_what_was_sent_is_found_behind_much_that_is_not_asked_for(kafka: Kafka, 
     for number in range(1, 120_001):
         row = _row(topic, number)
         producer.produce(topic, encode_envelope(row), row.key)
-    assert producer.flush(60) == 0
+    assert producer.flush(20) == 0
     clients = Clients(kafka.bootstrap_servers, {})
     sent = AlreadySent(clients, clients.admin(), "a group", time.time() - 20)
     assert sent.has(row)
@@ -664,7 +666,7 @@ def test_a_reader_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone
         # Its position cannot be recorded any more.
         own_postgres.stop("immediate")
     reader.wait_for_log("bookkeeping_interrupted")
-    assert reader.stop(within=12) == 0
+    assert reader.stop(within=8) == 0
     own_postgres.start()
     is_streaming(Process("reader", env=env).start())
 
@@ -679,12 +681,12 @@ def test_a_crash_of_kafka_is_survived(durable_own_kafka: Kafka, database: Databa
         enqueue_many(app, own_topic, 5_000)
         durable_own_kafka.kill()
         enqueue_many(app, own_topic, 5_000)
-        eventually(lambda: readiness(reader) == 503, what="readiness lost")
+        eventually(lambda: readiness(reader) == 503, within=20, what="readiness lost")
         assert reader.http("/livez").status == 200
         durable_own_kafka.start()
-        eventually(lambda: readiness(reader) == 200, what="readiness")
+        eventually(lambda: readiness(reader) == 200, within=20, what="readiness")
         with Tap(durable_own_kafka, own_topic) as tap:
-            tap.has(range(1, 10_001))
+            tap.has(range(1, 10_001), within=30)
             all_published(app)
             assert in_order(tap.sent)
         assert one(app, f"select count(*) from {OUTBOX} where retry_count > 0") == 0
@@ -704,8 +706,8 @@ def _retained(app: Connection, slot: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("rows", [10, 4_000], ids=["few rows in flight", "more than may be in flight"])
-@pytest.mark.timeout(400)
 def test_the_slot_stays_within_its_budget_while_kafka_is_away(
     durable_own_kafka: Kafka, own_database: Database, own_topic: str, rows: int
 ) -> None:
@@ -731,14 +733,14 @@ def test_the_slot_stays_within_its_budget_while_kafka_is_away(
         def within_budget() -> bool:
             return _retained(app, slot) < 64 * MB
 
-        eventually(within_budget, within=30, what="a slot within its budget")
+        eventually(within_budget, within=15, what="a slot within its budget")
         assert peak < 64 * MB + FEEDBACK_SECONDS * a_second < written
         assert catch_up_owed(app)
         durable_own_kafka.start()
         sink = Process("sink", env=env).start()
         enqueue_many(app, own_topic, 10)
         total = one(app, f"select count(*) from {OUTBOX}")
-        eventually(lambda: statuses(app) == {"consumed": total}, what="the storing of every row")
+        eventually(lambda: statuses(app) == {"consumed": total}, within=90, what="the storing of every row")
         eventually(lambda: not catch_up_owed(app), what="the end of the catch-up")
         assert one(app, f"select max(retry_count) from {OUTBOX}") == 0
         history = app.execute(
@@ -790,7 +792,7 @@ def test_an_idle_outbox_in_a_busy_database_pins_no_wal(
     write_wal(app, 20)
     target = one(app, "select pg_current_wal_lsn()")
     query = "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s"
-    eventually(lambda: one(app, query, [target, slot_of(connector_env)]), what="the slot's going forward")
+    eventually(lambda: one(app, query, [target, slot_of(connector_env)]), within=15, what="the slot's going forward")
     # What the slot is confirmed to was written down first.
     recorded = f"select p.confirmed_lsn >= %s::pg_lsn from {PROGRESS} as p"
     assert one(app, recorded, [target])
@@ -807,8 +809,8 @@ def test_a_backlog_beyond_the_budget_comes_from_the_table(
     eventually(lambda: one(app, old), what="an old backlog")
     reader = connector("reader", CONNECTOR_WAL_BUDGET="8MB")
     reader.wait_for_log("slot_given_up")
-    reader.wait_for_log("catch_up_done")
-    tap.has(range(1, 40_001))
+    reader.wait_for_log("catch_up_done", within=60)
+    tap.has(range(1, 40_001), within=60)
     all_published(app)
 
 
@@ -828,8 +830,8 @@ def test_a_slot_given_up_while_a_transaction_is_open_is_made_when_it_ends(
             waits = "select true from pg_stat_activity where backend_type = 'walsender' and wait_event_type = 'Lock'"
             eventually(lambda: one(app, waits), what="a new slot that waits")
         reader.wait_for_log("slot_made")
-    reader.wait_for_log("catch_up_done")
-    tap.has(range(1, 40_001))
+    reader.wait_for_log("catch_up_done", within=60)
+    tap.has(range(1, 40_001), within=60)
     all_published(app)
     assert "reader_interrupted" not in reader.stderr
 
@@ -848,7 +850,7 @@ def test_an_idle_database_is_left_alone(own_database: Database, kafka: Kafka, to
             " where starts_with(application_name, 'outbox-connector reader') and query_start > backend_start"
             " and backend_type = 'client backend'"
         )
-        eventually(lambda: one(app, last), what="a reader that asks nothing")
+        eventually(lambda: one(app, last), within=60, what="a reader that asks nothing")
     assert reader.stop() == 0
 
 
@@ -930,7 +932,7 @@ def test_what_is_thrown_away_with_a_producer_is_read_again(
         eventually(lambda: metric(reader, "in_flight_messages") == 2_000, what="all of them on their way")
         admin = kafka.admin()
         for changed in admin.incremental_alter_configs([resource]).values():
-            changed.result(60)
+            changed.result(20)
         proxy.restore()
         reader.wait_for_log("producer_replaced")
         tap.has(ids)
@@ -975,7 +977,7 @@ def test_an_outage_does_not_grow_the_ledger(durable_own_kafka: Kafka, database: 
         assert reader._publishing.in_flight == 1
         assert len(reader._stream.ledger) < 10
         enqueue_many(app, own_topic, MOST_IN_FLIGHT + 5_000)
-        eventually(lambda: reader._publishing.in_flight >= MOST_IN_FLIGHT, what="a full pipe")
+        eventually(lambda: reader._publishing.in_flight >= MOST_IN_FLIGHT, within=30, what="a full pipe")
         until = time.monotonic() + 1
         while time.monotonic() < until:
             assert reader._publishing.in_flight <= MOST_IN_FLIGHT + A_LOT
@@ -996,7 +998,7 @@ def test_a_catch_up_without_kafka_takes_no_more_than_may_be_in_flight(
             enqueue_many(app, own_topic, MOST_IN_FLIGHT + 5_000)
             app.execute(f"update {PROGRESS} set catch_up_owed = true, confirmed_lsn = '0/0', catch_up_through = null")
             other.execute(f"{SESSIONS} and backend_type = 'walsender'")
-        eventually(lambda: reader._publishing.in_flight >= MOST_IN_FLIGHT, what="a full pipe")
+        eventually(lambda: reader._publishing.in_flight >= MOST_IN_FLIGHT, within=30, what="a full pipe")
         assert catch_up_owed(app)
         until = time.monotonic() + 1
         while time.monotonic() < until:

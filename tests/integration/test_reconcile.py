@@ -53,9 +53,9 @@ def statuses(connection: Connection) -> dict[str, int]:
     return dict(connection.execute(f"select status, count(*) from {OUTBOX} group by status").fetchall())
 
 
-def all_consumed(connection: Connection) -> None:
+def all_consumed(connection: Connection, within: float = 60) -> None:
     """Wait until every message is."""
-    eventually(lambda: statuses(connection).keys() == {"consumed"}, what="the storing of everything")
+    eventually(lambda: statuses(connection).keys() == {"consumed"}, within=within, what="the storing of everything")
 
 
 def reconciled(connector: Start, *arguments: str, code: int | None = None, **variables: str) -> Any:
@@ -275,7 +275,7 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     old = enqueue(connection, topic, keys[0]) + enqueue(connection, topic, keys[5])
     all_consumed(connection)
     for cut in admin.delete_records([TopicPartition(topic, 0, -1)]).values():
-        cut.result(60)
+        cut.result(20)
     unsent = enqueue_unsent(connection, topic, keys[2])
     assert named(reconciled(connector)) == {"missing": [unsent]}
     for table, column in ((OUTBOX, "id"), (HISTORY, "outbox_id")):
@@ -284,7 +284,7 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     all_consumed(connection)
     connection.execute(f"update {OUTBOX} set created_at = now() - interval '1 hour'")
     for cut in admin.delete_records([TopicPartition(topic, partition, -1) for partition in range(6)]).values():
-        cut.result(60)
+        cut.result(20)
     process = connector("reconcile")
     assert process.wait() == 0, process.stdout
     assert f"{len(old)} messages are older than what Kafka keeps" in process.stdout
@@ -292,9 +292,11 @@ def test_what_kafka_no_longer_holds_is_not_called_missing(
     enqueue(connection, topic, "a")
     all_consumed(connection)
     unsent = enqueue(connection, topic, "a")[0]
-    eventually(lambda: statuses(connection) == {"consumed": len(old) + 2}, what="the storing of the last one")
+    eventually(
+        lambda: statuses(connection) == {"consumed": len(old) + 2}, within=30, what="the storing of the last one"
+    )
     for cut in admin.delete_records([TopicPartition(topic, partition, -1) for partition in range(6)]).values():
-        cut.result(60)
+        cut.result(20)
     assert named(reconciled(connector)) == {}
     connection.execute(f"update {OUTBOX} set created_at = now() + interval '2 minutes' where id = %s", [unsent])
     enqueue(connection, topic, "a")
@@ -322,9 +324,9 @@ def test_much_that_history_has_lost_is_put_back_and_sorted_at_once(
     assert named(reconciled(connector)) == {}
 
     admin = AdminClient({"bootstrap.servers": durable_kafka.bootstrap_servers, "log_level": 0})
-    admin.delete_topics([topic])[topic].result(60)
-    eventually(lambda: topic not in admin.list_topics(timeout=10).topics, what="the end of the topic")
-    admin.create_topics([NewTopic(topic, 6)])[topic].result(60)
+    admin.delete_topics([topic])[topic].result(20)
+    eventually(lambda: topic not in admin.list_topics(timeout=10).topics, within=20, what="the end of the topic")
+    admin.create_topics([NewTopic(topic, 6)])[topic].result(20)
     document = reconciled(connector, "--samples", "100000")
     assert len(named(document)["missing"]) == 100
     mend(connection, "missing from Kafka", *named(document)["missing"])
@@ -340,14 +342,14 @@ def test_what_prune_has_removed_is_nobodys_damage(
     connector("sink")
     (stored,) = enqueue(connection, topic, "a")
     enqueue(connection, topic, "a", user_id="nobody")
-    eventually(lambda: statuses(connection) == {"consumed": 1, "dead": 1}, what="a death")
-    assert connector("prune", "--older-than", "0s", "--dead").wait() == 0
+    eventually(lambda: statuses(connection) == {"consumed": 1, "dead": 1}, within=30, what="a death")
+    assert connector("prune", "--older-than", "0s", "--dead").wait(30) == 0
     connection.execute(f"delete from {HISTORY} where outbox_id = %s", [stored])
     process = connector("reconcile")
     assert process.wait() == 0, process.stdout
     assert f"2 messages of Kafka (#{stored}, #{stored + 1}) are in neither table" in process.stdout
     (later,) = enqueue(connection, topic, "a", user_id="nobody")
-    eventually(lambda: statuses(connection) == {"dead": 1}, what="another death")
+    eventually(lambda: statuses(connection) == {"dead": 1}, within=30, what="another death")
     connection.execute(f"delete from {OUTBOX} where id = %s", [later])
     assert named(reconciled(connector)) == {"missing": [later]}
     enqueue(connection, topic, "a")
@@ -379,7 +381,7 @@ def test_a_redriven_message_may_stand_behind_those_that_were_stored_meanwhile(
     connector("sink")
     (dead,) = enqueue(connection, topic, "a", user_id="nobody")
     enqueue(connection, topic, "a", 2)
-    eventually(lambda: statuses(connection) == {"dead": 1, "consumed": 2}, what="a death, and what follows")
+    eventually(lambda: statuses(connection) == {"dead": 1, "consumed": 2}, within=30, what="a death, and what follows")
     assert named(reconciled(connector)) == {}
     payload = '{"user_id": 7, "chat_id": "a"}'
     connection.execute(f"update {OUTBOX} set payload = %s where id = %s", [payload, dead])
@@ -442,12 +444,13 @@ def test_nothing_is_named_while_the_pipeline_is_busy(
     with busy(database, topic) as over:
         eventually(
             lambda: one(connection, f"select count(*) > 2 from {OUTBOX} where next_retry_at is not null"),
+            within=30,
             what="messages in retry and held",
         )
         for _ in range(2):
             pruning = connector("prune", "--older-than", "1s")
             assert named(reconciled(connector)) == {}
-            assert pruning.wait() == 0
+            assert pruning.wait(30) == 0
         assert named(reconciled(connector, "--since", "2s")) == {}
         connection.execute("insert into agent_chats values ('chat-0')")
         assert named(reconciled(connector)) == {}
@@ -482,14 +485,14 @@ def stored_and_sent(connection: Connection, kafka: Kafka, topic: str, rows: int)
                 break
             except BufferError:
                 producer.poll(0.1)
-    assert producer.flush(60) == 0
+    assert producer.flush(30) == 0
 
 
 MEMORY_LIMIT_MB = 130
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes_on(
     connection: Connection, durable_kafka: Kafka, topic: str, connector: Start, tmp_path: Path
 ) -> None:
@@ -499,7 +502,7 @@ def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes
     connection.execute(f"delete from {HISTORY} where outbox_id in (7, %s)", [rows - 7])
     state = tmp_path / "state"
     first = connector("reconcile", "--state", str(state), "--rate", "30000")
-    eventually(state.exists, what="its first ranges")
+    eventually(state.exists, within=30, what="its first ranges")
     assert first.stop() == 1
     kept = json.loads(state.read_text("utf-8"))
     assert 0 < kept["after"] < rows
@@ -507,7 +510,7 @@ def test_many_messages_are_compared_in_little_memory_and_an_interrupted_run_goes
     connection.execute(f"delete from {HISTORY} where outbox_id in (8, %s)", [rows - 8])
 
     other = connector("reconcile", "--state", str(state), "--since", "2h", "--stuck-after", "1h")
-    assert other.wait() == 78
+    assert other.wait(30) == 78
     assert "begun with --stuck-after 600s, and this run has --since 7200s --stuck-after 3600s" in other.stderr
 
     largest = 0.0
@@ -533,8 +536,8 @@ def test_the_sink_proves_what_it_has_settled_and_shows_what_is_damaged_until_it_
     sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2")
     rows = enqueue(connection, topic, "a", 3)
     all_consumed(connection)
-    proved = eventually(lambda: metric(sink, "last_proof_timestamp"), what="the first proof")
-    eventually(lambda: metric(sink, "last_proof_timestamp") > proved, what="the next one")
+    proved = eventually(lambda: metric(sink, "last_proof_timestamp"), within=20, what="the first proof")
+    eventually(lambda: metric(sink, "last_proof_timestamp") > proved, within=20, what="the next one")
     assert metric(sink, "unproved") == 0
     rows += enqueue(connection, topic, "a", 3)
     all_consumed(connection)
@@ -542,7 +545,7 @@ def test_the_sink_proves_what_it_has_settled_and_shows_what_is_damaged_until_it_
     (lost,) = enqueue(connection, topic, "b")
     connection.execute(f"update {OUTBOX} set status = 'consumed' where id = %s", [lost])
     connection.execute(f"delete from {HISTORY} where outbox_id = %s", [lost])
-    eventually(lambda: metric(sink, "unproved") == 2, what="word of the damage")
+    eventually(lambda: metric(sink, "unproved") == 2, within=20, what="word of the damage")
     said = {
         key: why
         for line in sink.events
@@ -552,7 +555,7 @@ def test_the_sink_proves_what_it_has_settled_and_shows_what_is_damaged_until_it_
     assert said == {str(rows[-1]): "differing", str(lost): "missing"}
     connection.execute(f"update {HISTORY} set role = null where outbox_id = %s", [rows[-1]])
     mend(connection, "missing from history", lost)
-    eventually(lambda: metric(sink, "unproved") == 0, what="the proof of what was mended")
+    eventually(lambda: metric(sink, "unproved") == 0, within=20, what="the proof of what was mended")
     assert sink.stop() == 0
 
 
@@ -566,18 +569,18 @@ def test_the_sink_goes_round_what_it_has_proved_before(connection: Connection, t
     all_consumed(connection)
     assert sink.stop() == 0
     sink = connector("sink", CONNECTOR_PROOF_SECONDS="0.2")
-    proved = eventually(lambda: metric(sink, "last_proof_timestamp"), what="the first proof")
-    eventually(lambda: metric(sink, "last_proof_timestamp") > proved, what="the next one")
+    proved = eventually(lambda: metric(sink, "last_proof_timestamp"), within=20, what="the first proof")
+    eventually(lambda: metric(sink, "last_proof_timestamp") > proved, within=20, what="the next one")
     assert metric(sink, "unproved") == 0
     connection.execute(f"delete from {HISTORY} where outbox_id = %s", [rows[1]])
     for outbox_id, by in ((rows[2], "1 hour"), (rows[3], "1 microsecond")):
         connection.execute(
             f"update {HISTORY} set created_at = created_at - %s::interval where outbox_id = %s", [by, outbox_id]
         )
-    eventually(lambda: metric(sink, "unproved") == 3, what="word of the damage")
+    eventually(lambda: metric(sink, "unproved") == 3, within=20, what="word of the damage")
     mend(connection, "missing from history", rows[1])
     mend(connection, "differing", rows[2], rows[3])
-    eventually(lambda: metric(sink, "unproved") == 0, what="the proof of what was mended")
+    eventually(lambda: metric(sink, "unproved") == 0, within=20, what="the proof of what was mended")
     assert sink.stop() == 0
 
 
@@ -591,6 +594,7 @@ def test_while_nothing_is_settled_the_sink_proves_a_tenth_as_often(
     def proved_after(moment: float) -> float:
         proved = eventually(
             lambda: metric(sink, "last_proof_timestamp") > moment and metric(sink, "last_proof_timestamp"),
+            within=20,
             what="the next proof",
         )
         assert isinstance(proved, float)
@@ -607,5 +611,5 @@ def test_while_nothing_is_settled_the_sink_proves_a_tenth_as_often(
     settled = time.time()
     assert proved_after(settled) < settled + 10 * 0.2
     connection.execute(f"delete from {HISTORY} where outbox_id = %s", [lost])
-    eventually(lambda: metric(sink, "unproved") == 1, what="word of the damage")
+    eventually(lambda: metric(sink, "unproved") == 1, within=20, what="word of the damage")
     assert sink.stop() == 0

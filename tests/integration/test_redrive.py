@@ -267,7 +267,7 @@ def test_a_sink_that_settles_a_stuck_row_at_that_moment_wins(outbox: OutboxTable
             outbox.settlement(moving).settle([item(outbox_id)], [])
             future = pool.submit(redrives.move, Selection(Status.PUBLISHED), this_run, None, 1)
             outbox.wait_until_blocked(waiting)
-        assert future.result(60) == [neighbour]
+        assert future.result(20) == [neighbour]
     assert outbox.status(outbox_id) == "consumed"
 
 
@@ -392,13 +392,13 @@ class Letters:
     def make(self) -> None:
         """Make the dead-letter topic, of three partitions."""
         (made,) = self._admin.create_topics([NewTopic(self.dead, 3, 1)]).values()
-        made.result(60)
+        made.result(20)
         eventually(lambda: self._ready() == 3, what="the dead-letter topic")
 
     def remove(self) -> None:
         """Delete the dead-letter topic."""
         (deleted,) = self._admin.delete_topics([self.dead]).values()
-        deleted.result(60)
+        deleted.result(20)
         eventually(lambda: self._ready() == 0, what="the end of the dead-letter topic")
 
     def _ready(self) -> int:
@@ -412,7 +412,7 @@ class Letters:
     def send(self, value: bytes) -> None:
         """Send something else to where the letters go."""
         self._producer.produce(self.topic, value, b"key")
-        assert self._producer.flush(60) == 0
+        assert self._producer.flush(20) == 0
 
     def redrive(self, *, really: bool = True, rate: float = 1_000.0, **given: Any) -> str:
         """Run `redrive --dead-letters` in this process and return what it prints."""
@@ -533,7 +533,7 @@ def test_a_run_goes_on_after_another_has_claimed_the_letters(
             run = pool.submit(letters.redrive, rate=1)
             tap.until(lambda sent: sent)
             LetterBox(letters.kafka, letters.dead).claim()
-        assert "3 dead letters sent back" in run.result(60)
+        assert "3 dead letters sent back" in run.result(20)
         tap.until(lambda sent: len(sent) >= 3)
         assert [message.value for message in tap.read(0.5)] == [b"0", b"1", b"2"]
 
@@ -762,7 +762,7 @@ def test_a_run_that_loses_its_connection_ends_with_69_and_is_finished_by_the_nex
     eventually(lambda: pending(outbox), what="the first batch")
     ended = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
     outbox.connection.execute(f"{ended} and application_name = 'outbox-connector redrive'")
-    assert process.wait() == 69
+    assert process.wait(30) == 69
     assert "run it again" in process.stderr
     assert 0 < len(pending(outbox)) < 200
     run(outbox)
@@ -788,7 +788,7 @@ def test_the_reader_publishes_a_redriven_row_at_once(
         tap.has([outbox.new("key", topic)])
         outbox_id = outbox.new("key", topic, status="dead", retry_count=20)
         run(outbox)
-        (copy,) = [sent for sent in tap.has([outbox_id]) if sent.outbox_id == outbox_id]
+        (copy,) = [sent for sent in tap.has([outbox_id], within=25) if sent.outbox_id == outbox_id]
         assert copy.envelope["attempt"] == 21
         eventually(lambda: outbox.status(outbox_id) == "published", what="the mark")
     assert "overlooked_rows_found" not in {event["event"] for event in reader.events}
@@ -824,8 +824,8 @@ def test_a_row_that_is_seen_later_than_its_hint_is_published_as_soon_as_it_is_se
         finally:
             ask("alter system reset synchronous_standby_names")
             ask("select pg_reload_conf()")
-        redriven.result(60)
-        tap.has([outbox_id])
+        redriven.result(20)
+        tap.has([outbox_id], within=15)
     assert "overlooked_rows_found" not in {event["event"] for event in reader.events}
     assert reader.stop() == 0
 
@@ -844,7 +844,7 @@ def test_beside_a_running_pipeline_each_message_is_stored_once_and_each_key_in_o
     reader, sink = connector("reader"), connector("sink")
     keys = [f"key-{n}" for n in range(5)]
     bad = [outbox.new(key, topic, {**PAYLOAD, "message_content": "bad"}, max_retry=1) for key in keys * 8]
-    eventually(lambda: len(with_status(outbox, "dead")) == len(bad), what="their deaths")
+    eventually(lambda: len(with_status(outbox, "dead")) == len(bad), what="their deaths", within=40)
     outbox.connection.execute("alter table chat_histories drop constraint refuse")
     # As Kafka leaves them that has lost a message: published, and in no topic.
     lost = [outbox.new(key, topic, status="published") for key in keys]
@@ -862,7 +862,7 @@ def test_beside_a_running_pipeline_each_message_is_stored_once_and_each_key_in_o
     assert f"{len(lost)} stuck messages put back" in stuck.stdout
     later += [outbox.new(key, topic) for key in keys]
     every = [*bad, *lost, *later]
-    eventually(lambda: len(with_status(outbox, "consumed")) == len(every), what="the storing of all")
+    eventually(lambda: len(with_status(outbox, "consumed")) == len(every), within=60, what="the storing of all")
     history = outbox.history()
     assert sorted(history) == sorted(every)
     for group in (bad, lost, later):

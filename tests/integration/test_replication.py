@@ -60,7 +60,7 @@ class Stream:
                 self.messages.append(decode(frame.payload))
         return self.messages
 
-    def until(self, condition: Callable[[], object]) -> None:
+    def until(self, condition: Callable[[], object], within: float = 10.0) -> None:
         """Read, waiting on the socket, until a condition holds."""
 
         def taken() -> object:
@@ -68,7 +68,7 @@ class Stream:
             self.take()
             return condition()
 
-        eventually(taken, what="what the stream should bring")
+        eventually(taken, within=within, what="what the stream should bring")
 
     def of(self, kind: type) -> list[Any]:
         """Return the messages of one kind."""
@@ -227,7 +227,7 @@ def test_status_updates_get_through_while_nobody_reads(stream: Stream, writer: C
     started = time.monotonic()
     for _ in range(5_000):
         stream.replication.confirm(0, 0)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 10
     stream.until(lambda: stream.of(Commit))
     assert len(stream.of(Insert)) == 2000
 
@@ -239,7 +239,7 @@ def test_reading_with_nothing_there_returns_at_once(stream: Stream) -> None:
     started = time.monotonic()
     for _ in range(100):
         stream.take()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 1
 
 
 def test_an_idle_stream_sees_how_far_the_rest_of_the_server_is(stream: Stream, writer: Connection) -> None:
@@ -403,7 +403,7 @@ def test_the_server_gives_up_a_silent_reader_soon(stream: Stream) -> None:
         started = time.monotonic()
         eventually(
             lambda: one(connection, "select count(*) from pg_stat_activity where pid = %s", [pid]) == 0,
-            within=30,
+            within=20,
             what="the end of the silent session",
         )
     assert time.monotonic() - started > FEEDBACK_SECONDS * 2

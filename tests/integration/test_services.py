@@ -20,7 +20,7 @@ from tests.services import Database, Kafka, Postgres, TcpProxy, eventually
 def _send(kafka: Kafka, topic: str, value: bytes) -> None:
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
     producer.produce(topic, value, key=b"key")
-    assert producer.flush(60) == 0
+    assert producer.flush(20) == 0
 
 
 def _first_value(kafka: Kafka, topic: str) -> bytes:
@@ -34,7 +34,7 @@ def _first_value(kafka: Kafka, topic: str) -> bytes:
     )
     consumer.subscribe([topic])
     try:
-        message = eventually(lambda: consumer.poll(0.2), what="a message")
+        message = eventually(lambda: consumer.poll(0.2), within=30, what="a message")
         assert message is not None
         assert message.error() is None
         value = message.value()

@@ -105,7 +105,7 @@ def test_setup_runs_beside_a_running_reader(database: Database, connector_env: d
     """An upgrade may run `setup` while the old reader still reads."""
     set_up(connector_env)
     reader = is_streaming(Process("reader", env=connector_env).start())
-    assert Process("setup", env=connector_env).start().wait() == 0
+    assert Process("setup", env=connector_env).start().wait(30) == 0
     assert reader.returncode is None
 
 
@@ -119,7 +119,7 @@ def test_a_second_outbox_never_takes_the_first_ones_function_or_publication(
     with database.connect() as connection:
         first = shape(connection)
         refused = Process("setup", env=second | own).start()
-        assert refused.wait() == 78
+        assert refused.wait(30) == 78
         assert 'writes to "public"."agent_outbox_messages"' in refused.stderr
         assert "schema of its own" in refused.stderr
         with pytest.raises(SetupRequired, match="CONNECTOR_PUBLICATION_NAME"):
@@ -142,7 +142,7 @@ def test_a_second_outbox_never_takes_the_first_ones_function_or_publication(
 def test_setup_says_what_it_made(connector_env: dict[str, str]) -> None:
     """The command prints a line for each thing and exits 0."""
     process = Process("setup", env=connector_env).start()
-    assert process.wait() == 0
+    assert process.wait(30) == 0
     for word in ("schema", connector_env["CONNECTOR_PUBLICATION_NAME"], connector_env["CONNECTOR_SLOT_NAME"]):
         assert word in process.stdout
     assert connector_env["CONNECTOR_DEAD_LETTER_TOPIC"] in process.stdout
@@ -161,7 +161,7 @@ def test_a_service_that_stays_away_from_setup_is_named(
 ) -> None:
     """Away past the deadline is exit code 69."""
     process = Process("setup", env=connector_env | {"CONNECTOR_START_DEADLINE_SECONDS": "1"} | variables).start()
-    assert process.wait() == 69
+    assert process.wait(40) == 69
     assert "Traceback" not in process.stderr
     assert "Kafka" in process.stderr or "PostgreSQL" in process.stderr
 
@@ -169,7 +169,7 @@ def test_a_service_that_stays_away_from_setup_is_named(
 def test_topics_that_kafka_refuses_to_make_are_named(durable_kafka: Kafka, connector_env: dict[str, str]) -> None:
     """More replicas than there are brokers are a matter of configuration, 78, and Kafka's words are shown."""
     process = Process("setup", env=connector_env | {"CONNECTOR_TOPIC_REPLICATION": "3"}).start()
-    assert process.wait() == 78
+    assert process.wait(40) == 78
     assert "Traceback" not in process.stderr
     assert "Kafka refuses" in process.stderr
     assert connector_env["CONNECTOR_DEAD_LETTER_TOPIC"] in process.stderr
@@ -183,7 +183,7 @@ def test_a_role_that_may_not_create_is_told_so(database: Database, connector_env
         try:
             url = database.url.replace("//postgres@", f"//{role}@")
             process = Process("setup", env=connector_env | {"CONNECTOR_DATABASE_URL": url}).start()
-            assert process.wait() == 78
+            assert process.wait(30) == 78
             assert "permission denied" in process.stderr
             assert "--print-sql" in process.stderr
             assert one(connection, "select count(*) from pg_tables where schemaname = 'public'") == 0
@@ -281,10 +281,10 @@ def test_an_index_that_is_not_there_is_built_while_everybody_writes(
                 "select count(*) from pg_stat_activity where datname = current_database()"
                 " and query like '%%concurrently%%' and wait_event_type = 'Lock'"
             )
-            eventually(lambda: one(connection, waiting), what="the building of the index")
+            eventually(lambda: one(connection, waiting), within=20, what="the building of the index")
             connection.execute("set statement_timeout = '5s'")
             connection.execute(insert)
-        assert f"schema: built index {index}" in said.result(60)
+        assert f"schema: built index {index}" in said.result(30)
         assert one(connection, "select indisvalid from pg_index where indexrelid = %s::regclass", [index])
         assert not any("built index" in line for line in set_up(connector_env))
 
@@ -365,7 +365,7 @@ def test_the_printed_sql_makes_what_setup_makes(
     with own_postgres.database() as by_hand, by_hand.connect() as connection:
         env = connector_env | {"CONNECTOR_DATABASE_URL": by_hand.url}
         printed = Process("setup", "--print-sql", env=env).start()
-        assert printed.wait() == 0
+        assert printed.wait(20) == 0
         for _ in range(2):
             ran = subprocess.run(
                 [_psql(), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-q", by_hand.url],
@@ -397,7 +397,7 @@ def test_the_printed_sql_needs_no_service_and_shows_no_secret() -> None:
     }
     for variables in ({}, env):
         process = Process("setup", "--print-sql", env=variables).start()
-        assert process.wait() == 0
+        assert process.wait(20) == 0
         assert "create publication" in process.stdout
         assert "hunter" not in process.stdout + process.stderr
         assert "db.invalid" not in process.stdout

@@ -58,7 +58,7 @@ class Reader:
     def send_value(self, value: bytes, key: str = "key") -> None:
         """Send any value, and wait until Kafka has it."""
         self._producer.produce(self._topic, value, key)
-        assert self._producer.flush(60) == 0
+        assert self._producer.flush(20) == 0
 
     def enqueue(self, rows: int = 1, keys: Sequence[str] = ("key",)) -> list[int]:
         """Insert rows, their keys in turn, and send their messages; return the ids."""
@@ -80,7 +80,7 @@ class Reader:
         for outbox_id, key in inserted:
             value = {"outbox_id": outbox_id, "biz_type": "chat_history_persist", "attempt": 0, "payload": PAYLOAD}
             self._producer.produce(self._topic, json.dumps(value).encode(), key)
-        assert self._producer.flush(60) == 0
+        assert self._producer.flush(20) == 0
         return [outbox_id for outbox_id, _ in inserted]
 
 
@@ -90,9 +90,9 @@ def reader(kafka: Kafka, topic: str, outbox: OutboxTable) -> Reader:
     return Reader(kafka, topic, outbox)
 
 
-def wait_for(outbox: OutboxTable, outbox_id: int, status: str = "consumed") -> None:
+def wait_for(outbox: OutboxTable, outbox_id: int, status: str = "consumed", within: float = 30.0) -> None:
     """Wait until a row has that status."""
-    eventually(lambda: outbox.status(outbox_id) == status, what=f"row {outbox_id} becoming {status}")
+    eventually(lambda: outbox.status(outbox_id) == status, within=within, what=f"row {outbox_id} becoming {status}")
 
 
 def committed(kafka: Kafka, env: dict[str, str]) -> int:
@@ -108,13 +108,13 @@ def members(kafka: Kafka, env: dict[str, str]) -> dict[str, set[int]]:
     (described,) = admin.describe_consumer_groups([env["CONNECTOR_GROUP_ID"]]).values()
     return {
         member.member_id: {partition.partition for partition in member.assignment.topic_partitions}
-        for member in described.result(60).members
+        for member in described.result(20).members
     }
 
 
-def assigned(sink: Process) -> None:
+def assigned(sink: Process, within: float = 30.0) -> None:
     """Wait until the group has given the sink its part."""
-    sink.wait_for_log("partitions_assigned")
+    sink.wait_for_log("partitions_assigned", within=within)
 
 
 def events(process: Process, name: str) -> list[dict[str, Any]]:
@@ -184,7 +184,7 @@ def test_an_outage_of_the_database_costs_no_retry_no_membership_and_no_message(
     try:
         rows = reader.enqueue(30, ["a", "b", "c"])
         # 0.1 s, doubled each time: the seventh comes after the session timeout of six seconds.
-        eventually(lambda: len(events(sink, "batch_postponed")) >= 7, what="the seventh attempt")
+        eventually(lambda: len(events(sink, "batch_postponed")) >= 7, within=40, what="the seventh attempt")
         assert readiness(sink) == 503
         assert sink.http("/livez").status == 200
         assert committed(kafka, connector_env) <= 1
@@ -224,11 +224,11 @@ def test_a_sink_that_the_database_keeps_waiting_takes_little_from_kafka(
     absence = Absence(outbox)
     absence.begin()
     try:
-        eventually(lambda: len(events(sink, "batch_postponed")) >= 6, what="the sixth attempt")
+        eventually(lambda: len(events(sink, "batch_postponed")) >= 6, within=40, what="the sixth attempt")
     finally:
         absence.end()
     (last,) = reader.enqueue()
-    wait_for(outbox, last)
+    wait_for(outbox, last, within=60)
     assert sink.peak_rss_mb < 150
 
 
@@ -350,7 +350,7 @@ def test_a_signal_lets_the_batch_finish_commits_its_offset_and_exits_with_0(
         Reader(kafka, topic, outbox).send(row)
         eventually(lambda: sink_sessions(outbox, "wait_event_type = 'Lock'"), what="the sink's wait for the lock")
         os.kill(sink.pid, signal.Signals[signal_name])
-    assert sink.wait() == 0
+    assert sink.wait(20) == 0
     assert outbox.status(row) == "consumed"
     assert committed(kafka, connector_env) == 1
     assert members(kafka, connector_env) == {}
@@ -417,7 +417,7 @@ def test_sinks_that_join_and_leave_store_each_message_once_and_in_order(
     rows += reader.enqueue(100, keys)
     second.kill()
     rows += reader.enqueue(100, keys)
-    eventually(lambda: len(outbox.history()) == len(rows), what="the storing of every message")
+    eventually(lambda: len(outbox.history()) == len(rows), within=60, what="the storing of every message")
     assert sorted(outbox.history()) == rows
     by_key = defaultdict(list)
     for outbox_id in outbox.history():
@@ -442,13 +442,13 @@ def test_a_sink_that_joins_in_the_midst_of_a_backlog_takes_over_what_another_had
         blocker.execute("select from agent_outbox_messages where id = %s for update", [rows[2_500]])
         first = connector("sink")
         eventually(lambda: sink_sessions(outbox, "wait_event_type = 'Lock'"), what="the sink's wait for the lock")
-        connector("sink").wait_for_log("subscribed")
-    eventually(lambda: len(outbox.history()) == len(rows), what="the storing of every message")
+        connector("sink").wait_for_log("subscribed", within=30)
+    eventually(lambda: len(outbox.history()) == len(rows), within=60, what="the storing of every message")
     by_key = defaultdict(list)
     for outbox_id in outbox.history():
         by_key[rows.index(outbox_id) % len(keys)].append(outbox_id)
     assert {place: rows[place :: len(keys)] for place in range(len(keys))} == by_key
-    first.wait_for_log("partitions_revoked")
+    first.wait_for_log("partitions_revoked", within=30)
     eventually(lambda: not sink_sessions(outbox, "state <> 'idle'"), what="the end of all transactions")
     assert len(outbox.history()) == len(rows)
 
@@ -469,7 +469,7 @@ def test_a_named_sink_that_restarts_moves_no_partitions(
     first = connector("sink", CONNECTOR_POD_NAME="sink-0")
     assigned(first)
     rows = reader.enqueue(24, [f"key-{n}" for n in range(12)])
-    eventually(lambda: sorted(outbox.history()) == rows, what="the storing of every message")
+    eventually(lambda: sorted(outbox.history()) == rows, within=20, what="the storing of every message")
     assert sorted(map(sorted, members(kafka, connector_env).values())) == parts
     assert len(events(second, "partitions_assigned")) + len(events(second, "partitions_revoked")) == seen
 
@@ -501,7 +501,7 @@ def test_a_sink_is_not_ready_before_the_group_has_given_it_its_part(
     eager = Consumer({**options, **kafka.consumer_options, "partition.assignment.strategy": "range", "log_level": 0})
     try:
         eager.subscribe([connector_env["CONNECTOR_TOPICS"]])
-        eventually(lambda: (eager.poll(0.1), eager.assignment())[1], what="the other consumer's assignment")
+        eventually(lambda: (eager.poll(0.1), eager.assignment())[1], within=20, what="the other consumer's assignment")
         sink = connector("sink")
         sink.wait_for_log("subscribed")
         answer = eventually(lambda: _not_ready(sink, "JoinGroup"), what="word of what keeps it out")
@@ -509,7 +509,7 @@ def test_a_sink_is_not_ready_before_the_group_has_given_it_its_part(
         assert events(sink, "partitions_assigned") == []
     finally:
         eager.close()
-    eventually(lambda: readiness(sink) == 200, what="readiness")
+    eventually(lambda: readiness(sink) == 200, within=30, what="readiness")
     assert events(sink, "partitions_assigned")
     (row,) = reader.enqueue()
     wait_for(outbox, row)
@@ -520,14 +520,14 @@ def test_an_idle_sink_tells_that_the_database_is_gone_and_that_it_is_back(
 ) -> None:
     """Readiness does not wait for a message to find out."""
     sink = connector("sink")
-    eventually(lambda: readiness(sink) == 200, what="readiness")
+    eventually(lambda: readiness(sink) == 200, within=30, what="readiness")
     absence = Absence(outbox)
     absence.begin()
     try:
-        eventually(lambda: readiness(sink) == 503, what="word of the outage")
+        eventually(lambda: readiness(sink) == 503, within=15, what="word of the outage")
     finally:
         absence.end()
-    eventually(lambda: readiness(sink) == 200, what="readiness after the outage")
+    eventually(lambda: readiness(sink) == 200, within=15, what="readiness after the outage")
     (row,) = reader.enqueue()
     wait_for(outbox, row)
 
@@ -545,10 +545,10 @@ def test_a_sink_waits_for_a_topic_that_is_not_there_yet(
     late = f"{topic}.late"
     sink = connector("sink", CONNECTOR_TOPICS=late)
     sink.wait_for_log("subscribed")
-    eventually(lambda: _not_ready(sink, late), what="word of the missing topic")
+    eventually(lambda: _not_ready(sink, late), within=20, what="word of the missing topic")
     admin = kafka.admin()
     for created in admin.create_topics([NewTopic(late, 1, 1)]).values():
-        created.result(60)
+        created.result(20)
     row = outbox.new(topic=late)
     Reader(kafka, late, outbox).send(row)
     wait_for(outbox, row)
@@ -567,7 +567,7 @@ def test_a_service_that_stays_away_past_the_start_deadline_ends_the_sink_with_69
 ) -> None:
     """The sink waits for what it needs as long as it is told to, then says which it was."""
     sink = connector("sink", **{variable: address, "CONNECTOR_START_DEADLINE_SECONDS": "1"})
-    assert sink.wait() == 69
+    assert sink.wait(30) == 69
     assert told in sink.stderr.splitlines()[-1]
 
 
@@ -581,7 +581,7 @@ def test_a_sink_without_its_tables_gives_up_at_its_deadline(
     sink = connector("sink", CONNECTOR_START_DEADLINE_SECONDS="3")
     sink.wait_for_log("waiting_for_service")
     assert readiness(sink) == 503
-    assert sink.wait() == 78
+    assert sink.wait(20) == 78
     assert "outbox-connector setup" in sink.stderr
 
 
@@ -597,7 +597,7 @@ def test_a_batch_that_takes_too_long_is_stored_in_halves_and_costs_no_retry(
             "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
             " and application_name = 'outbox-connector sink'"
         )
-        pid = eventually(lambda: one(outbox.connection, waiting), what="a statement to cancel")
+        pid = eventually(lambda: one(outbox.connection, waiting), within=30, what="a statement to cancel")
         outbox.connection.execute("select pg_cancel_backend(%s)", [pid])
         # The first half goes ahead of the row that is locked.
         for outbox_id in ids[:4]:
@@ -618,7 +618,7 @@ def test_a_signal_gives_a_statement_up_that_would_overrun_the_shutdown(
     with outbox.database.connect() as other, other.transaction():
         other.execute("select from agent_outbox_messages for update")
         sink = connector("sink", CONNECTOR_SHUTDOWN_SECONDS="3")
-        eventually(lambda: sink_sessions(outbox, "wait_event_type = 'Lock'") == 1, what="a wait for a lock")
+        eventually(lambda: sink_sessions(outbox, "wait_event_type = 'Lock'") == 1, within=30, what="a wait for a lock")
         assert sink.stop() == 0
     assert outbox.status(outbox_id) == "pending"
 
@@ -752,7 +752,7 @@ def test_the_operator_redrives_and_prunes_with_the_least_privilege(
     for role in ("outbox_reader", "outbox_sink"):
         outbox.new(status="dead")
         refused = connector("redrive", "--all", "--yes", CONNECTOR_DATABASE_URL=roles(role))
-        assert refused.wait() == 78
+        assert refused.wait(30) == 78
         assert "outbox_operator" in refused.stderr
     outbox.new(status="published")
     outbox.new(status="consumed")
@@ -766,7 +766,7 @@ def test_the_operator_redrives_and_prunes_with_the_least_privilege(
         ["prune", "--older-than", "0s", "--dead"],
     ):
         process = connector(*command, CONNECTOR_DATABASE_URL=url)
-        assert process.wait() == 0, process.stderr
+        assert process.wait(30) == 0, process.stderr
     assert one(outbox.connection, "select string_agg(status, ' ') from agent_outbox_messages") == "pending pending"
     assert one(outbox.connection, "select min(database_role) from outbox_connector_redrives") == "outbox_operator"
 
@@ -777,10 +777,10 @@ def test_the_auditor_can_compare_everything(
     """As outbox_auditor `reconcile` does all of its work; a role that reads no history is told which one does."""
     outbox.new(status="consumed")
     refused = connector("reconcile", CONNECTOR_DATABASE_URL=roles("outbox_sink"))
-    assert refused.wait() == 78
+    assert refused.wait(30) == 78
     assert "outbox_auditor" in refused.stderr
     process = connector("reconcile", CONNECTOR_DATABASE_URL=roles("outbox_auditor"))
-    assert process.wait() == 1, process.stderr
+    assert process.wait(30) == 1, process.stderr
     assert "consumed, and not in history" in process.stdout
 
 
@@ -806,7 +806,7 @@ def test_whoever_is_on_call_needs_one_login_for_all_commands(
             ["prune", "--dry-run"],
         ):
             process = connector(*command, CONNECTOR_DATABASE_URL=url)
-            assert process.wait() == 0, process.stderr
+            assert process.wait(30) == 0, process.stderr
             assert "note:" not in process.stdout
             assert "permission denied" not in process.stdout
         assert one(outbox.connection, "select min(database_role) from outbox_connector_redrives") == login

@@ -167,7 +167,7 @@ def test_the_sink_waits_for_a_mark_and_consumes_what_it_left(outbox: OutboxTable
         assert books.mark_published(Fences([outbox.fence(outbox_id)])) == 1
         settling = beside.submit(settlement.settle, [item(outbox_id)], [])
         outbox.wait_until_blocked(settlement.connection)
-    assert outcomes(settling.result(60)) == {outbox_id: "stored"}
+    assert outcomes(settling.result(20)) == {outbox_id: "stored"}
     row = outbox.row(outbox_id)
     assert row.status == "consumed"
     assert row.published_at is not None
@@ -187,7 +187,7 @@ def test_marks_and_settlements_that_cross_do_not_deadlock(outbox: OutboxTable, b
             assert books.mark_published(Fences(fences)) == 1
             settling = other.submit(settlement.settle, [item(first)], [])
             outbox.wait_until_blocked(settlement.connection)
-        assert outcomes(settling.result(60)) == {first: "stored"}
+        assert outcomes(settling.result(20)) == {first: "stored"}
     assert [outbox.status(first), outbox.status(second)] == ["consumed", "consumed"]
 
 
@@ -212,7 +212,7 @@ def test_writes_lock_their_rows_in_id_order(outbox: OutboxTable, beside: ThreadP
         with outbox.connection.transaction(force_rollback=True):
             for outbox_id in rows[1:]:
                 outbox.connection.execute(lock, [outbox_id])
-    writing.result(60)
+    writing.result(20)
     assert {outbox.status(n) for n in rows} == {{"retries": "pending", "dead": "dead"}.get(write, "consumed")}
 
 
@@ -419,7 +419,7 @@ def test_history_and_consumed_are_one_transaction_when_the_session_is_killed(
     outbox.wait_until_blocked(settlement.connection)
     outbox.connection.execute("select pg_terminate_backend(%s)", [settlement.connection.info.backend_pid])
     with pytest.raises(psycopg.OperationalError):
-        settling.result(60)
+        settling.result(20)
     assert outbox.row(outbox_id) == before
     assert outbox.history() == []
 
@@ -441,7 +441,7 @@ def test_two_sinks_with_the_same_message_store_it_once(outbox: OutboxTable, besi
         assert outcomes(first.settle([item(outbox_id)], [])) == {outbox_id: "stored"}
         settling = beside.submit(second.settle, [item(outbox_id)], [])
         outbox.wait_until_blocked(second.connection)
-    assert outcomes(settling.result(60)) == {outbox_id: "consumed"}
+    assert outcomes(settling.result(20)) == {outbox_id: "consumed"}
     assert outbox.history() == [outbox_id]
 
 

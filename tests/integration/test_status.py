@@ -100,7 +100,7 @@ def test_a_running_pipeline_shows_its_reader_and_its_sink(
     (behind,) = [partition for partition in consumer["partitions"] if partition["lag"]]
     assert behind == {"topic": topic, "partition": behind["partition"], "committed": None, "end": 10, "lag": 10}
     connector("sink")
-    eventually(lambda: status_of(env)["consumer"]["lag"] == 0, what="the reading of everything")
+    eventually(lambda: status_of(env)["consumer"]["lag"] == 0, within=30, what="the reading of everything")
     document = status_of(env)
     assert (document["consumer"]["state"], document["consumer"]["members"]) == ("stable", 1)
     assert document["outbox"]["pending"] == document["outbox"]["published"] == 0
@@ -162,9 +162,9 @@ def test_watching_into_a_pipe_prints_an_object_a_line_until_interrupted(
 ) -> None:
     """`--watch --json` goes on until Ctrl-C, which ends it with 0 and no complaint."""
     status = connector("status", "--watch", "--json", "--interval", "0.2")
-    eventually(lambda: status.stdout.count("\n") >= 2, what="three looks")
+    eventually(lambda: status.stdout.count("\n") >= 2, within=20, what="three looks")
     os.kill(status.pid, number)
-    assert status.wait() == 0
+    assert status.wait(10) == 0
     assert all(json.loads(line)["outbox"] == NOTHING for line in status.stdout.splitlines())
     assert not status.stderr
 
@@ -174,17 +174,17 @@ def test_watching_outlives_an_outage(
 ) -> None:
     """A lost connection is shown as long as it lasts, and made again."""
     status = connector("status", "--watch", "--json", "--interval", "0.2")
-    eventually(lambda: status.stdout, what="a first look")
+    eventually(lambda: status.stdout, within=20, what="a first look")
     with database.connect() as connection:
         connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity"
             " where datname = current_database() and application_name = 'outbox-connector status'"
         )
     looks = len(status.stdout.splitlines())
-    eventually(lambda: len(status.stdout.splitlines()) > looks + 2, what="further looks")
+    eventually(lambda: len(status.stdout.splitlines()) > looks + 2, within=20, what="further looks")
     assert json.loads(status.stdout.splitlines()[-1])["outbox"] == NOTHING
     os.kill(status.pid, signal.SIGINT)
-    assert status.wait() == 0
+    assert status.wait(10) == 0
 
 
 def test_watching_in_a_terminal_draws_over_the_last_look(env: dict[str, str]) -> None:
@@ -203,7 +203,7 @@ def test_watching_in_a_terminal_draws_over_the_last_look(env: dict[str, str]) ->
         while seen.count(b"\x1b[H") < 3:
             seen += os.read(ours, 4096)
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 0
+        assert process.wait(10) == 0
     finally:
         process.kill()
         process.wait()
@@ -227,8 +227,8 @@ def test_watching_tells_rates_latency_retries_and_deaths(
         )
         assert flow.look().enqueued is None
         Outbox(connection).create_chat_history_message(topic, "chat", PAYLOAD)
-        eventually(lambda: flow.look().latency, what="a message stored")
-        look = eventually(lambda: (look := flow.look()).stored and look, what="a committed offset")
+        eventually(lambda: flow.look().latency, within=30, what="a message stored")
+        look = eventually(lambda: (look := flow.look()).stored and look, within=30, what="a committed offset")
     flow.close()
     assert isinstance(look, Look)
     assert look.enqueued

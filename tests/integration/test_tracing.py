@@ -114,6 +114,7 @@ def test_a_traced_message_has_a_span_for_its_publishing_and_one_for_each_attempt
     sink = connector("sink", **collector.variables, OTEL_SERVICE_NAME="ours")
     eventually(
         lambda: one(connection, f"select bool_and(status in ('consumed', 'dead')) from {OUTBOX}"),
+        within=40,
         what="the settling of every message",
     )
     assert reader.stop() == 0
@@ -188,6 +189,7 @@ def test_a_collector_that_is_away_keeps_nobody_from_working_or_stopping(
     enqueue(connection, topic, {"traceparent": TRACEPARENT})
     eventually(
         lambda: one(connection, f"select bool_and(status = 'consumed') from {OUTBOX}"),
+        within=40,
         what="the storing of the message",
     )
     assert reader.stop(20) == 0
@@ -215,5 +217,5 @@ def test_nothing_of_opentelemetry_is_imported_while_tracing_is_off() -> None:
 def test_an_exporter_that_is_not_installed_is_a_configuration_error(connector: Start) -> None:
     """The variable is named, and the exit code is 78."""
     sink = connector("sink", OTEL_TRACES_EXPORTER="jaeger")
-    assert sink.wait() == 78
+    assert sink.wait(30) == 78
     assert "OTEL_TRACES_EXPORTER" in sink.stderr.splitlines()[-1]

@@ -45,7 +45,7 @@ def begin(producer: Producer, topic: str, *values: bytes) -> None:
     producer.begin_transaction()
     for value in values:
         producer.produce(topic, value, b"key", partition=PARTITION)
-    assert producer.flush(60) == 0
+    assert producer.flush(20) == 0
 
 
 def enqueue(connection: Connection, topic: str, messages: int) -> None:
@@ -71,25 +71,25 @@ def test_what_ends_a_topic_without_a_message_is_read_stored_and_proved(
     """The group has nothing left to read, be a sink there meanwhile or not, and `reconcile` finds all well."""
     reader, sink = is_streaming(connector("reader")), connector("sink")
     enqueue(connection, topic, 20)
-    eventually(lambda: statuses(connection) == {"consumed": 20}, what="the storing of everything")
+    eventually(lambda: statuses(connection) == {"consumed": 20}, within=30, what="the storing of everything")
     begin(producer, topic, b"no envelope")
     producer.commit_transaction(20)
-    eventually(lambda: behind(connector_env) == 0, what="the reading of a transaction's end")
+    eventually(lambda: behind(connector_env) == 0, within=20, what="the reading of a transaction's end")
     begin(producer, topic, b"taken back", b"too")
     producer.abort_transaction(20)
-    eventually(lambda: behind(connector_env) == 0, what="the reading of what was taken back")
+    eventually(lambda: behind(connector_env) == 0, within=20, what="the reading of what was taken back")
     assert sink.stop() == 0
     begin(producer, topic, b"taken back again")
     producer.abort_transaction(20)
     assert behind(connector_env) == 2
     connector("sink")
-    eventually(lambda: behind(connector_env) == 0, what="the reading of what a sink finds at its start")
+    eventually(lambda: behind(connector_env) == 0, within=20, what="the reading of what a sink finds at its start")
     enqueue(connection, topic, 20)
-    eventually(lambda: statuses(connection) == {"consumed": 40}, what="the storing of what came behind it")
+    eventually(lambda: statuses(connection) == {"consumed": 40}, within=30, what="the storing of what came behind it")
     begin(producer, topic, b"taken back at last")
     producer.abort_transaction(20)
     process = connector("reconcile")
-    assert process.wait() == 0, process.stdout
+    assert process.wait(60) == 0, process.stdout
     assert reader.stop() == 0
 
 
@@ -101,13 +101,13 @@ def test_a_stretch_that_lies_behind_an_open_transaction_is_read_once_that_has_en
     begin(producer, topic, b"open")
     plain = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
     plain.produce(topic, b"behind it", partition=PARTITION)
-    assert plain.flush(60) == 0
+    assert plain.flush(20) == 0
     stretch = connections.admin().log_ranges([(topic, PARTITION)])
     assert stretch == {(topic, PARTITION): (0, 2)}
 
     subscription = Subscription(connections, [topic], topic, None, lambda _error: None)
     assert subscription.end_of((topic, PARTITION)) == 2
-    eventually(lambda: (subscription.take(1, 0.1), subscription.assigned)[1], what="the group's answer")
+    eventually(lambda: (subscription.take(1, 0.1), subscription.assigned)[1], within=20, what="the group's answer")
     subscription.close(5)
 
     def scanned() -> list[bytes | None]:
@@ -122,7 +122,7 @@ def test_a_stretch_that_lies_behind_an_open_transaction_is_read_once_that_has_en
         with pytest.raises(TimeoutError):
             scanning.result(1.5)
         producer.abort_transaction(20)
-        assert scanning.result(60) == [b"behind it"]
+        assert scanning.result(20) == [b"behind it"]
     assert connections.admin().log_ranges([(topic, PARTITION)]) == {(topic, PARTITION): (0, 3)}
     stretch = {(topic, PARTITION): (0, 3)}
     assert scanned() == [b"behind it"]
@@ -138,7 +138,7 @@ def test_a_scan_whose_consumer_stands_still_begins_again_where_it_was(
     plain = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
     for number in range(2_000):
         plain.produce(topic, str(number).encode(), partition=PARTITION)
-    assert plain.flush(60) == 0
+    assert plain.flush(20) == 0
     scan = LogScan(Connections(kafka.bootstrap_servers, {}), topic)
     found: list[int] = []
     for messages in scan.messages({(topic, PARTITION): (0, 2_000)}):

@@ -69,7 +69,7 @@ def accounts(
         for right in _rights(names[user["metadata"]["name"].rpartition("-")[2]], acl, topic)
     ]
     for made in admin.create_acls(rights).values():
-        made.result(60)
+        made.result(20)
     yield {
         process: {
             **connector_env,
@@ -91,9 +91,9 @@ def accounts(
         for name in names.values()
     ]
     for removed in admin.delete_acls(ours).values():
-        removed.result(60)
+        removed.result(20)
     for deleted in admin.delete_topics([topic, f"{topic}.dead"]).values():
-        deleted.result(60)
+        deleted.result(20)
 
 
 def _let_log_in(admin: AdminClient, names: list[str]) -> None:
@@ -101,7 +101,7 @@ def _let_log_in(admin: AdminClient, names: list[str]) -> None:
     for made in admin.alter_user_scram_credentials(
         [UserScramCredentialUpsertion(name, how, PASSWORD.encode()) for name in names]
     ).values():
-        made.result(60)
+        made.result(20)
 
 
 def _rights(account: str, acl: Mapping[str, Any], topic: str) -> Iterator[AclBinding]:
@@ -139,10 +139,10 @@ def test_each_account_may_do_what_it_is_for(
     is_streaming(reader)
     nonsense = Producer({"bootstrap.servers": broker.bootstrap_servers})
     nonsense.produce(topic, b"no envelope")
-    nonsense.flush(60)
+    nonsense.flush(20)
     with database.connect() as app:
         store(app, topic)
-    eventually(lambda: letters(broker, topic) == 1, what="the dead letter")
+    eventually(lambda: letters(broker, topic) == 1, within=30, what="the dead letter")
 
     of_reader, of_sink, *looks = ran(
         ("doctor", accounts["reader"]),
@@ -157,7 +157,7 @@ def test_each_account_may_do_what_it_is_for(
     assert "account may serve the sink only" in of_sink
     assert f"for the reader: allow Write on topic {topic}" in of_sink
     assert [json.loads(look)["consumer"]["members"] for look in looks[:2]] == [1, 1]
-    eventually(lambda: letters(broker, topic) == 2, what="the letter, sent back and refused again")
+    eventually(lambda: letters(broker, topic) == 2, within=30, what="the letter, sent back and refused again")
     assert (reader.stop(), sink.stop()) == (0, 0)
 
     # An account with neither's rights: what is denied to the sink is not made up for by what it may see.
@@ -168,9 +168,9 @@ def test_each_account_may_do_what_it_is_for(
     deny = [AclBinding(*where, sink_user, "*", operation, AclPermissionType.DENY) for where, operation in denied]
     admin = broker.admin()
     for made in admin.create_acls(deny).values():
-        made.result(60)
+        made.result(20)
     lacking = f"for the sink: allow Read on topic {topic}, Read on group {topic}, Write on topic {topic}.dead"
-    eventually(lambda: lacking in run_doctor(accounts["sink"])[1], what="all that was denied")
+    eventually(lambda: lacking in run_doctor(accounts["sink"])[1], within=30, what="all that was denied")
     code, said = run_doctor(accounts["sink"])
     assert (code, "may serve neither reader nor sink" in said) == (1, True)
 
@@ -185,7 +185,9 @@ def store(app: psycopg.Connection[Any], topic: str) -> None:
     """See one message through."""
     payload = {"user_id": 1, "chat_id": "c", "message_content": "hello", "role": "user"}
     app.execute("select outbox_enqueue('chat_history_persist', %s, 'c', %s)", [topic, Jsonb(payload)])
-    eventually(lambda: app.execute("select from chat_histories").rowcount == 1, what="the message in history")
+    eventually(
+        lambda: app.execute("select from chat_histories").rowcount == 1, within=60, what="the message in history"
+    )
 
 
 def letters(broker: ApacheKafka, topic: str) -> int:

@@ -120,7 +120,7 @@ def store(app: Connection, topic: str) -> None:
     payload = {"user_id": 1, "chat_id": "c", "message_content": "hello", "role": "user"}
     before = count(app)
     app.execute("select outbox_enqueue('chat_history_persist', %s, 'c', %s)", [topic, Jsonb(payload)])
-    eventually(lambda: count(app) == before + 1, what="the message in history")
+    eventually(lambda: count(app) == before + 1, within=60, what="the message in history")
 
 
 def count(app: Connection) -> int:
@@ -177,7 +177,7 @@ def test_a_kafka_password_that_changes_needs_a_restart(
         how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
         change = UserScramCredentialUpsertion(user, how, password.encode())
         for changed in admin.alter_user_scram_credentials([change]).values():
-            changed.result(60)
+            changed.result(20)
 
     def scram(password: str) -> dict[str, str]:
         return env | {
@@ -196,7 +196,7 @@ def test_a_kafka_password_that_changes_needs_a_restart(
     kinds = (ResourceType.TOPIC, ResourceType.GROUP)
     wholly = [(kind, topic, ResourcePatternType.PREFIXED, f"User:{user}", "*", AclOperation.ALL) for kind in kinds]
     for made in admin.create_acls([AclBinding(*what, AclPermissionType.ALLOW) for what in wholly]).values():
-        made.result(60)
+        made.result(20)
     change_password("first-pa55word")
     assert run("setup", env).returncode == 0
     reader, sink = (Process(name, env=scram("first-pa55word")).start() for name in ("reader", "sink"))
@@ -207,7 +207,7 @@ def test_a_kafka_password_that_changes_needs_a_restart(
         store(app, topic)
         assert sink.stop() == 0
         late = Process("sink", env=scram("first-pa55word")).start()
-        eventually(lambda: waits_and_says_why(late), what="word of the password")
+        eventually(lambda: waits_and_says_why(late), within=30, what="word of the password")
         assert late.stop() == 0
         assert "pa55word" not in late.stderr
         sink = Process("sink", env=scram("second-pa55word")).start()
@@ -237,13 +237,13 @@ def test_kafka_with_tokens_from_a_file_that_rotates(  # noqa: PLR0917 - fixtures
         setup = run("setup", env | oauth)
         assert setup.returncode == 0, setup.stderr
         reader, sink = (Process(name, env=env | oauth).start() for name in ("reader", "sink"))
-        is_streaming(reader)
+        is_streaming(reader, within=60)
         with secure_postgres.connect(dbname=owner) as app:
             store(app, env["CONNECTOR_TOPICS"])
             expired = time.time() + TOKEN_LIVES
-            eventually(lambda: time.time() > expired, what="the end of every token that was read so far")
+            eventually(lambda: time.time() > expired, within=60, what="the end of every token that was read so far")
             store(app, env["CONNECTOR_TOPICS"])
-        eventually(lambda: readiness(reader) == readiness(sink) == 200, what="readiness")
+        eventually(lambda: readiness(reader) == readiness(sink) == 200, within=60, what="readiness")
         assert (reader.stop(), sink.stop()) == (0, 0)
 
 

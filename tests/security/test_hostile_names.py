@@ -90,6 +90,7 @@ def test_the_whole_pipeline_works_under_any_name(env: dict[str, str], names: Nam
         statuses = f"select array_agg(status order by id) from {outbox}"
         eventually(
             lambda: app.execute(statuses).fetchall() == [(["consumed", "dead", "consumed"],)],
+            within=30,
             what="two messages stored and one refused",
         )
         assert app.execute(f"select count(*) from {history}").fetchall() == [(2,)]

@@ -38,7 +38,7 @@ def test_a_crowd_that_says_little_or_too_much_stops_neither_work_nor_probes(
     assert connector("setup").wait() == 0
     reader, sink = connector("reader"), connector("sink")
     reader.wait_for_log("streaming")
-    eventually(lambda: sink.http("/readyz").status == 200, what="readiness")
+    eventually(lambda: sink.http("/readyz").status == 200, within=30, what="readiness")
     port, before = port_of(sink), sink.rss_mb
     with contextlib.ExitStack() as stack, database.connect() as app:
         for number in range(CROWD):
@@ -50,11 +50,14 @@ def test_a_crowd_that_says_little_or_too_much_stops_neither_work_nor_probes(
         )
         eventually(
             lambda: app.execute("select count(*) from chat_histories").fetchall() == [(1,)],
+            within=20,
             what="a message through the crowd",
         )
         assert sink.rss_mb < before + MOST_GROWTH_MB
         # The connections are still open on our side: the server has let go of them.
-        eventually(lambda: status(port, "GET", "/livez") == 200, what="a probe's answer", ignoring=(OSError,))
+        eventually(
+            lambda: status(port, "GET", "/livez") == 200, within=20, what="a probe's answer", ignoring=(OSError,)
+        )
     assert sink.stop() == 0
     assert "Traceback" not in sink.stderr
 

@@ -15,9 +15,8 @@ from typing import IO, Any, Self, cast
 
 import pytest
 
-from tests.services.eventually import PATIENCE_SECONDS
-
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_ANSWER_SECONDS = 30.0
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",  # the page is our own, and CI runs as root
@@ -79,7 +78,7 @@ class Chromium:
             message["sessionId"] = self._session
         self._in.write(json.dumps(message).encode() + b"\0")
         self._in.flush()
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + _ANSWER_SECONDS
         while True:
             answer = self._next(deadline, method)
             if answer.get("id") == self._number:
@@ -123,14 +122,12 @@ class Chromium:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait_for(self, script: str) -> Any:
+    def wait_for(self, script: str, within: float = 20.0) -> Any:
         """Return the first true value of an expression, or fail at the deadline."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + within
         while not (value := self.run(f"(() => {{ try {{ return {script} }} catch {{ return null }} }})()")):
             if time.monotonic() > deadline:
-                pytest.fail(
-                    f"{script} did not become true within {PATIENCE_SECONDS:g} s; the page: {self.text()[:3000]}"
-                )
+                pytest.fail(f"{script} did not become true within {within:g} s; the page: {self.text()[:3000]}")
             time.sleep(0.05)
         return value
 

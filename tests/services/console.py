@@ -56,4 +56,4 @@ class Console:
 
     def now(self) -> Any:
         """Return the latest look at the pipeline, once there is one."""
-        return eventually(lambda: self.ask("/api/pipeline").json()["now"], what="a first look")
+        return eventually(lambda: self.ask("/api/pipeline").json()["now"], within=30, what="a first look")

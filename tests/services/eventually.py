@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import pytest
-
-PATIENCE_SECONDS: Final = 120.0
-"""How long a busy machine may take for what a test waits for; it says nothing of how fast the product is."""
 
 T = TypeVar("T")
 
 
 def eventually(
     condition: Callable[[], T],
-    within: float = PATIENCE_SECONDS,
+    within: float = 10.0,
     what: str = "the condition",
     ignoring: tuple[type[Exception], ...] = (),
 ) -> T:
@@ -40,9 +37,7 @@ def eventually(
         pause = min(pause * 1.5, 0.1)
 
 
-def eventually_none(
-    left: Callable[[], Collection[object]], within: float = PATIENCE_SECONDS, what: str = "the end of it"
-) -> None:
+def eventually_none(left: Callable[[], Collection[object]], within: float = 10.0, what: str = "the end of it") -> None:
     """Wait until `left` gives nothing, polled for `within` seconds; fail the test with what is left."""
 
     def none_left() -> bool:

@@ -23,7 +23,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from connector.demo.embedded import QUICK_GROUP, EmbeddedBroker, broker_answers, free_port, spawn
 from tests.services.choice import Candidate
 from tests.services.containers import Container, docker_host, why_no_docker
-from tests.services.eventually import PATIENCE_SECONDS, eventually
+from tests.services.eventually import eventually
 from tests.services.maven import fetched
 from tests.services.proxy import TcpProxy
 
@@ -62,7 +62,7 @@ class Kafka:
 
     def start(self) -> None:
         """Start the broker and wait until it answers; nothing if it runs."""
-        eventually(lambda: broker_answers(self.bootstrap_servers), what=f"{self.kind} Kafka's answer")
+        eventually(lambda: broker_answers(self.bootstrap_servers), within=60, what=f"{self.kind} Kafka's answer")
 
     def stop(self) -> None:
         """Stop the broker; nothing if it is down, or somebody else's."""
@@ -118,8 +118,10 @@ class Kafka:
         admin = self.admin()
         new = NewTopic(name, partitions, replication, config=dict(config or {}))
         for created in admin.create_topics([new]).values():
-            created.result(60)
-        eventually(lambda: _is_led(admin, name, partitions), what=f"topic {name}", ignoring=(KafkaException,))
+            created.result(20)
+        eventually(
+            lambda: _is_led(admin, name, partitions), within=20, what=f"topic {name}", ignoring=(KafkaException,)
+        )
         try:
             yield name
         finally:
@@ -128,7 +130,7 @@ class Kafka:
                 admin = self.admin()
                 topics = [topic for topic in admin.list_topics(timeout=5).topics if topic.startswith(name)]
                 for deleted in (admin.delete_topics(topics) if topics else {}).values():
-                    deleted.result(60)
+                    deleted.result(20)
 
 
 class LentKafka(Kafka):
@@ -233,7 +235,7 @@ class ApacheKafka(Kafka):
         name = f"{self._directory.name}-second-{secrets.token_hex(4)}"
         broker = ApacheKafka(self._directory.with_name(name), joining=self)
         broker.start()
-        eventually(lambda: len(self.admin().list_topics(timeout=5).brokers) == 2, what="two brokers")
+        eventually(lambda: len(self.admin().list_topics(timeout=5).brokers) == 2, within=30, what="two brokers")
         return broker
 
     def refuse_to_grow(self) -> None:
@@ -250,7 +252,7 @@ class ApacheKafka(Kafka):
         if not properties.exists():
             self._format(properties)
         self._process = self._java("kafka.Kafka", str(properties))
-        eventually(self._answers, what="Apache Kafka's answer")
+        eventually(self._answers, within=60, what="Apache Kafka's answer")
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
@@ -314,7 +316,7 @@ class ApacheKafka(Kafka):
     def _run_tool(self, *command: str) -> None:
         tool = self._java(*command)
         try:
-            code = tool.wait(PATIENCE_SECONDS)
+            code = tool.wait(60)
         finally:
             tool.kill()
             tool.wait()

@@ -53,7 +53,7 @@ def pgbouncer(database: Database, directory: Path, pool_mode: str) -> Iterator[s
             yield url
         finally:
             process.terminate()
-            process.wait()
+            process.wait(10)
 
 
 def _connects(url: str) -> bool:

@@ -145,7 +145,7 @@ class ContainerPostgres(Postgres):
 
     def start(self) -> None:
         self._container.start()
-        eventually(self._answers, what="PostgreSQL's answer", ignoring=(psycopg.OperationalError,))
+        eventually(self._answers, within=60, what="PostgreSQL's answer", ignoring=(psycopg.OperationalError,))
 
     def _answers(self) -> bool:
         psycopg.connect(self.url, connect_timeout=5).close()

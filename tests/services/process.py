@@ -22,7 +22,6 @@ import psutil
 import pytest
 
 from connector.demo.embedded import spawn
-from tests.services.eventually import PATIENCE_SECONDS
 from tests.services.kafka import Kafka
 from tests.services.nursery import Forked
 from tests.services.postgres import Database
@@ -153,7 +152,7 @@ class Process:
         with self._changed:
             return list(self._events)
 
-    def wait(self, within: float = PATIENCE_SECONDS) -> int:
+    def wait(self, within: float = 60.0) -> int:
         """Wait for its end and return its exit code; the test fails if it takes longer than `within` seconds."""
         try:
             code = self._running().wait(within)
@@ -182,7 +181,7 @@ class Process:
         for pump in self._pumps:
             pump.join()
 
-    def wait_for_log(self, event: str, within: float = PATIENCE_SECONDS, **fields: Any) -> dict[str, Any]:
+    def wait_for_log(self, event: str, within: float = 20.0, **fields: Any) -> dict[str, Any]:
         """Return the first log line of that event with those fields, or fail at the deadline or the process's end.
 
         Lines that came before the call count too.
@@ -200,7 +199,7 @@ class Process:
                     if time.monotonic() >= deadline:
                         pytest.fail(f"{self.name} did not log {event} {fields} within {within:g} s")
 
-    def http(self, path: str, within: float = 20.0) -> Response:
+    def http(self, path: str, within: float = 5.0) -> Response:
         """GET a path of its HTTP port, which it logs when it starts; any status is an answer."""
         port = self.wait_for_log("http_listening")["port"]
         try:
